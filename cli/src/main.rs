@@ -1,0 +1,3 @@
+//! `diffkeeper`: what a person types.
+
+fn main() {}

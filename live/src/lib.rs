@@ -1,0 +1,1 @@
+//! The live trees of a node.

@@ -1,0 +1,1 @@
+//! A container's cgroup: statistics, out-of-memory events, membership.
