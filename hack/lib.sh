@@ -73,27 +73,36 @@ apt_index() {
 
 # unpack SUITE INTO PACKAGE...: downloads packages of a suite and unpacks them; installs nothing.
 unpack() {
-    local suite=$1 into=$2 debs deb
+    local suite=$1 into=$2 debs=$CACHE/apt/$1/debs versions package version
     shift 2
     apt_index "$suite" || return 1
-    debs=$CACHE/apt/$suite/debs
     mkdir -p "$debs" "$into"
-    local missing=() package version
+    versions=$(apt_suite "$suite" apt-cache show --no-all-versions "$@" |
+        awk '/^Package: / { name = $2 } /^Version: / { print name, $2 }') || return 1
+    local missing=() files=()
     for package; do
-        version=$(apt_suite "$suite" apt-cache show --no-all-versions "$package" | sed -n 's/^Version: //p' | head -n 1)
+        version=$(awk -v name="$package" '$1 == name && !seen++ { print $2 }' <<<"$versions")
         [ -n "$version" ] || { say "Debian $suite has no package $package"; return 1; }
         # apt writes an epoch's colon as %3a.
-        deb=$(find "$debs" -name "${package}_${version//:/%3a}_*.deb" -print -quit)
-        [ -n "$deb" ] || missing+=("$package=$version")
+        files+=("$debs/${package}_${version//:/%3a}")
+        compgen -G "${files[-1]}_*.deb" >/dev/null || missing+=("$package=$version")
     done
     if [ ${#missing[@]} -gt 0 ]; then
-        (cd "$debs" && apt_suite "$suite" apt-get download "${missing[@]}") >&2 || return 1
+        (cd "$debs" && apt_suite "$suite" apt-get -qq download "${missing[@]}") >&2 || return 1
     fi
-    for package; do
-        version=$(apt_suite "$suite" apt-cache show --no-all-versions "$package" | sed -n 's/^Version: //p' | head -n 1)
-        deb=$(find "$debs" -name "${package}_${version//:/%3a}_*.deb" -print -quit)
-        dpkg -x "$deb" "$into" || return 1
+    local file
+    for file in "${files[@]}"; do
+        dpkg -x "$(compgen -G "${file}_*.deb" | head -n 1)" "$into" || return 1
     done
+}
+
+# libraries SUITE PACKAGE...: the shared libraries (and time zones) that packages depend on.
+libraries() {
+    local suite=$1
+    shift
+    apt_index "$suite" || return 1
+    apt_suite "$suite" apt-get -s --no-install-recommends install "$@" |
+        awk '$1 == "Inst" && $2 ~ /^(lib|zlib|tzdata)/ { print $2 }'
 }
 
 # mounts_below DIR: mount points in DIR, deepest last mounted first.
