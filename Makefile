@@ -1,0 +1,71 @@
+# `make help` lists what there is. Scripts do the work; see hack/.
+
+PREFIX     ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR    ?=
+CARGO      ?= cargo
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+
+# Statically linked: the shim runs on any distribution, in any image of a node. crt-static must not
+# reach build scripts and procedural macros, which an explicit target keeps apart.
+ARCH       := $(shell uname -m)
+TRIPLE     := $(ARCH)-unknown-linux-gnu
+BINARIES   := containerd-shim-diffkeeper-v1 diffkeeper
+RELEASE    := $(CARGO_TARGET_DIR)/release
+
+.DEFAULT_GOAL := help
+.PHONY: build install uninstall demo test test-unit test-e2e bench soak lint clean help setup
+
+build: ## build the shim and the command line, statically linked
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --target $(TRIPLE) $(BINARIES:%=--bin %)
+	@for binary in $(BINARIES); do \
+	    install -D $(CARGO_TARGET_DIR)/$(TRIPLE)/release/$$binary $(RELEASE)/$$binary || exit; \
+	done
+	@ls -l $(BINARIES:%=$(RELEASE)/%)
+
+install: ## install what was built below PREFIX (/usr/local), and an example configuration
+	@test -x $(RELEASE)/diffkeeper || { echo "nothing is built yet: run make build first (not as root)"; exit 1; }
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SYSCONFDIR)/diffkeeper
+	install -m 0755 $(BINARIES:%=$(RELEASE)/%) $(DESTDIR)$(PREFIX)/bin/
+	@test -e $(DESTDIR)$(SYSCONFDIR)/diffkeeper/config.toml || \
+	    install -m 0644 config.toml.example $(DESTDIR)$(SYSCONFDIR)/diffkeeper/config.toml
+	@echo "installed; what containerd's own configuration needs stands at the head of $(SYSCONFDIR)/diffkeeper/config.toml"
+
+uninstall: ## remove what install put there; configuration and kept state stay
+	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%)
+	@echo "left in place: $(SYSCONFDIR)/diffkeeper and /var/lib/diffkeeper (what your containers wrote)"
+
+demo: setup ## a database is killed while it writes, removed, started again: every row is there
+	hack/demo
+
+test: test-unit test-e2e ## all tests in their short form
+
+test-unit: setup ## tests that need neither root nor containerd
+	hack/test unit
+
+test-e2e: setup build ## tests on a real, private containerd (root)
+	hack/test e2e
+
+soak: setup build ## the long forms of the tests: repetitions by the thousand
+	hack/test soak
+
+bench: setup build ## speed and size beside the stock shim, as a table (root)
+	hack/test bench
+
+lint: ## formatting, clippy, documentation, shell scripts
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps
+	@if command -v shellcheck >/dev/null; then hack/scripts | xargs shellcheck -x -P .; \
+	 else echo "shellcheck is not installed: shell scripts are not checked"; fi
+
+clean: ## remove what was built and downloaded
+	rm -rf target
+	$(CARGO) clean
+
+setup: # what the other targets need on this machine; part of them
+	@hack/setup
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
