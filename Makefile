@@ -37,21 +37,21 @@ uninstall: ## remove what install put there; configuration and kept state stay
 	@echo "left in place: $(SYSCONFDIR)/diffkeeper and /var/lib/diffkeeper (what your containers wrote)"
 
 demo: setup ## a database is killed while it writes, removed, started again: every row is there
-	hack/demo
+	@hack/demo
 
 test: test-unit test-e2e ## all tests in their short form
 
 test-unit: setup ## tests that need neither root nor containerd
-	hack/test unit
+	@hack/test unit
 
 test-e2e: setup build ## tests on a real, private containerd (root)
-	hack/test e2e
+	@hack/test e2e
 
 soak: setup build ## the long forms of the tests: repetitions by the thousand
-	hack/test soak
+	@hack/test soak
 
 bench: setup build ## speed and size beside the stock shim, as a table (root)
-	hack/test bench
+	@hack/test bench
 
 lint: ## formatting, clippy, documentation, shell scripts
 	$(CARGO) fmt --all --check
