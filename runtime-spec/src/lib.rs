@@ -1,1 +1,12 @@
-//! Pure logic of a DiffKeeper container.
+//! Pure logic of a DiffKeeper container: what its bundle, annotations and configuration say, and what follows
+//! from it. Nothing here opens a file or starts a process.
+
+pub mod annotations;
+pub mod bundle;
+pub mod config;
+pub mod duration;
+mod error;
+pub mod mount;
+pub mod name;
+
+pub use error::Error;

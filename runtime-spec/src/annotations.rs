@@ -1,0 +1,181 @@
+//! `diffkeeper.io/…` annotations, the state's name apart (see [`crate::name`]).
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use crate::{Error, config::Reclaim, duration};
+
+const PREFIX: &str = "diffkeeper.io/";
+/// Keys with a meaning in this version, without the prefix.
+const KNOWN: [&str; 5] = ["state", "exclude", "reclaim", "lease-wait", "when-missing"];
+/// Keys with a meaning in a later one: refused, so that nobody relies on what is not there.
+const LATER: [&str; 10] = [
+    "paths",
+    "include-mounts",
+    "on-image-change",
+    "from",
+    "restore",
+    "pre-commit",
+    "post-commit",
+    "after-crashes",
+    "retention",
+    "interval",
+];
+
+/// What to do on a node that does not have the state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WhenMissing {
+    /// Begin a new one.
+    #[default]
+    Create,
+    /// Do not start the container.
+    Refuse,
+}
+
+/// The annotations of one container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Annotations {
+    /// Paths that start empty in each container; the configuration's where it is not given.
+    pub exclude: Option<Vec<PathBuf>>,
+    /// When the state expires; the configuration's where it is not given.
+    pub reclaim: Option<Reclaim>,
+    /// How long a state in use is waited for; the configuration's where it is not given.
+    pub lease_wait: Option<Duration>,
+    /// What to do on a node without the state.
+    pub when_missing: WhenMissing,
+}
+
+impl Annotations {
+    /// Parses those that are ours.
+    ///
+    /// # Errors
+    /// A key that does not exist (a typing error must not cost anybody their data) or a value that is wrong.
+    pub fn parse(all: &BTreeMap<String, String>) -> Result<Annotations, Error> {
+        let mut parsed = Annotations::default();
+        for (key, value) in all {
+            let Some(short) = key.strip_prefix(PREFIX) else {
+                continue;
+            };
+            let bad = |problem: String| Error::Annotation {
+                key: key.clone(),
+                value: value.clone(),
+                problem,
+            };
+            match short {
+                "exclude" => parsed.exclude = Some(paths(value).map_err(bad)?),
+                "reclaim" => {
+                    let policy = Reclaim::parse(value).ok_or_else(|| {
+                        bad("expected keep, delete or a duration such as 7d or 12h30m".into())
+                    })?;
+                    parsed.reclaim = Some(policy);
+                }
+                "lease-wait" => {
+                    let wait = duration::parse(value)
+                        .ok_or_else(|| bad("expected a duration such as 10s or 2m".into()))?;
+                    parsed.lease_wait = Some(wait);
+                }
+                "when-missing" => {
+                    parsed.when_missing = match value.as_str() {
+                        "create" => WhenMissing::Create,
+                        "refuse" => WhenMissing::Refuse,
+                        _ => return Err(bad("expected create or refuse".into())),
+                    };
+                }
+                _ if short == "state" || short.starts_with("state.") => {}
+                _ if LATER.contains(&short) => {
+                    return Err(bad("this version does not support it yet".into()));
+                }
+                _ => {
+                    let known = KNOWN.map(|k| format!("{PREFIX}{k}")).join(", ");
+                    return Err(bad(format!("there is no such annotation; there are {known}")));
+                }
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// Absolute paths with commas between, none of them the root or leading above it.
+pub(crate) fn paths(text: &str) -> Result<Vec<PathBuf>, String> {
+    let list = text.split(',').map(str::trim).filter(|p| !p.is_empty());
+    list.map(|p| check_path(p).map(|()| PathBuf::from(p))).collect()
+}
+
+pub(crate) fn check_path(path: &str) -> Result<(), String> {
+    let parts = || path.split('/').skip(1);
+    if !path.starts_with('/') || path.contains('\0') {
+        return Err(format!("{path:?} is not an absolute path"));
+    }
+    if path == "/" || parts().any(|p| p.is_empty() || p == "." || p == "..") {
+        return Err(format!("{path:?} is not a plain path below /"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(key: &str, value: &str) -> Result<Annotations, Error> {
+        Annotations::parse(&BTreeMap::from([
+            (key.to_owned(), value.to_owned()),
+            ("other".into(), "x".into()),
+        ]))
+    }
+
+    #[test]
+    fn values() {
+        assert_eq!(
+            parse("diffkeeper.io/reclaim", "12h").unwrap().reclaim,
+            Some(Reclaim::After(Duration::from_secs(43_200)))
+        );
+        assert_eq!(
+            parse("diffkeeper.io/lease-wait", "3s").unwrap().lease_wait,
+            Some(Duration::from_secs(3))
+        );
+        assert_eq!(
+            parse("diffkeeper.io/when-missing", "refuse")
+                .unwrap()
+                .when_missing,
+            WhenMissing::Refuse
+        );
+        assert_eq!(
+            parse("diffkeeper.io/exclude", "/tmp, /var/cache")
+                .unwrap()
+                .exclude
+                .unwrap()
+                .len(),
+            2
+        );
+        assert_eq!(parse("diffkeeper.io/exclude", "").unwrap().exclude, Some(vec![]));
+        assert!(parse("diffkeeper.io/state.web", "x").is_ok());
+    }
+
+    #[test]
+    fn refusals_name_key_and_value() {
+        for (key, value) in [
+            ("reclaim", "soon"),
+            ("lease-wait", "10"),
+            ("when-missing", "maybe"),
+            ("exclude", "tmp"),
+            ("exclude", "/"),
+            ("exclude", "/a/../b"),
+            ("exlude", "/tmp"),
+            ("paths", "/data"),
+        ] {
+            let error = parse(&format!("diffkeeper.io/{key}"), value)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(key) && error.contains(value), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(key: String, value: String) {
+            let _ = parse(&format!("diffkeeper.io/{key}"), &value);
+            let _ = parse("diffkeeper.io/exclude", &value);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What we look at of a bundle's `config.json`.
+//!
+//! Only the fields needed, and leniently: a bundle that runc would run must never fail here.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Deserializer};
+
+use crate::Error;
+
+fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(d: D) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
+}
+
+/// An OCI runtime configuration.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct Bundle {
+    /// The container's annotations.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub annotations: BTreeMap<String, String>,
+    /// Its root file system.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub root: Root,
+    /// Its mounts, in order.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub mounts: Vec<Mount>,
+    /// Its first process.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub process: Process,
+    /// What is particular to Linux.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub linux: Linux,
+}
+
+/// The root file system.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct Root {
+    /// Absolute, or relative to the bundle.
+    #[serde(default)]
+    pub path: PathBuf,
+    /// Mounted read-only for the container.
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+/// One mount inside the container.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct Mount {
+    /// Where in the container.
+    #[serde(default)]
+    pub destination: PathBuf,
+    /// The type; empty or `bind` for a bind mount.
+    #[serde(default, rename = "type", deserialize_with = "null_is_default")]
+    pub kind: String,
+    /// What is mounted.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub source: PathBuf,
+    /// As in fstab.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub options: Vec<String>,
+}
+
+/// The first process.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct Process {
+    /// Its environment.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub env: Vec<String>,
+}
+
+/// What is particular to Linux.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct Linux {
+    /// User mappings.
+    #[serde(default, rename = "uidMappings", deserialize_with = "null_is_default")]
+    pub uid_mappings: Vec<IdMapping>,
+    /// Group mappings.
+    #[serde(default, rename = "gidMappings", deserialize_with = "null_is_default")]
+    pub gid_mappings: Vec<IdMapping>,
+    /// The namespaces.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub namespaces: Vec<Namespace>,
+    /// The cgroup.
+    #[serde(default, rename = "cgroupsPath", deserialize_with = "null_is_default")]
+    pub cgroups_path: String,
+    /// The SELinux label of the container's mounts.
+    #[serde(default, rename = "mountLabel", deserialize_with = "null_is_default")]
+    pub mount_label: String,
+}
+
+/// One range of ids.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub struct IdMapping {
+    /// First id in the container.
+    #[serde(default, rename = "containerID")]
+    pub container_id: u32,
+    /// First id on the host.
+    #[serde(default, rename = "hostID")]
+    pub host_id: u32,
+    /// How many.
+    #[serde(default)]
+    pub size: u32,
+}
+
+/// One namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Namespace {
+    /// `pid`, `user`, `mount`, ...
+    #[serde(default, rename = "type")]
+    pub kind: String,
+    /// The namespace to join; empty for a new one.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub path: PathBuf,
+}
+
+impl Bundle {
+    /// Parses `config.json`.
+    ///
+    /// # Errors
+    /// When it is not JSON of an OCI configuration's shape.
+    pub fn parse(json: &[u8]) -> Result<Bundle, Error> {
+        serde_json::from_slice(json).map_err(|e| Error::Bundle(e.to_string()))
+    }
+
+    /// `config.json` with another root path, all else as it was.
+    ///
+    /// # Errors
+    /// When it is not a JSON object.
+    pub fn set_root_path(json: &[u8], path: &str) -> Result<Vec<u8>, Error> {
+        let bad = |e: serde_json::Error| Error::Bundle(e.to_string());
+        let mut all: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(json).map_err(bad)?;
+        let root = all
+            .entry("root")
+            .or_insert_with(|| serde_json::Value::Object(serde_json::Map::new()));
+        match root {
+            serde_json::Value::Object(root) => drop(root.insert("path".into(), path.into())),
+            other => *other = serde_json::json!({ "path": path }),
+        }
+        serde_json::to_vec(&all).map_err(bad)
+    }
+
+    /// An annotation's value.
+    #[must_use]
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
+    }
+
+    /// Whether the container's ids are not the host's.
+    #[must_use]
+    pub fn has_user_namespace(&self) -> bool {
+        !self.linux.uid_mappings.is_empty() && self.linux.namespaces.iter().any(|n| n.kind == "user")
+    }
+
+    /// Whether init's death leaves others alive: only a new pid namespace takes them with it.
+    #[must_use]
+    pub fn shares_pid_namespace(&self) -> bool {
+        !self
+            .linux
+            .namespaces
+            .iter()
+            .any(|n| n.kind == "pid" && n.path.as_os_str().is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn nulls_and_unknown_fields_are_nothing() {
+        let b = Bundle::parse(br#"{"ociVersion":"9.9","annotations":null,"mounts":null,"linux":{"new":1,"namespaces":[{"type":"pid"}]},"x":[]}"#)
+            .unwrap();
+        assert!(!b.shares_pid_namespace() && !b.has_user_namespace());
+        assert!(Bundle::parse(b"{}").unwrap().shares_pid_namespace());
+        assert!(Bundle::parse(b"7").is_err());
+        assert!(Bundle::parse(b"").is_err());
+    }
+
+    #[test]
+    fn a_joined_pid_namespace_is_shared() {
+        let b =
+            Bundle::parse(br#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#).unwrap();
+        assert!(b.shares_pid_namespace());
+    }
+
+    #[test]
+    fn the_root_path_is_replaced_and_the_rest_kept() {
+        let json = br#"{"z":1,"root":{"readonly":true,"path":"/x"},"a":{"b":[1.5,null]}}"#;
+        let edited = Bundle::set_root_path(json, "rootfs").unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&edited).unwrap();
+        assert_eq!(
+            value,
+            serde_json::json!({"z":1,"root":{"readonly":true,"path":"rootfs"},"a":{"b":[1.5,null]}})
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(json: Vec<u8>) {
+            let _ = Bundle::parse(&json);
+            let _ = Bundle::set_root_path(&json, "r");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! `config.toml`.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{Error, annotations::check_path, duration};
+
+/// When a state is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reclaim {
+    /// Never by itself.
+    Keep,
+    /// As soon as its container is gone.
+    Delete,
+    /// This long after its last container.
+    After(Duration),
+}
+
+impl Reclaim {
+    /// `keep`, `delete` or a duration.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Reclaim> {
+        match text {
+            "keep" => Some(Reclaim::Keep),
+            "delete" => Some(Reclaim::Delete),
+            _ => duration::parse(text).map(Reclaim::After),
+        }
+    }
+}
+
+/// Every setting. `config.toml.example` says what each is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where the live trees are.
+    pub root: PathBuf,
+    /// An image's or client's environment may name a state.
+    pub allow_env_state: bool,
+    /// Paths that start empty in each container.
+    pub exclude: Vec<PathBuf>,
+    /// How long a state in use is waited for.
+    pub lease_wait: Duration,
+    /// The same under CRI, where a pod's successor may overlap it.
+    pub lease_wait_cri: Duration,
+    /// containerd namespaces whose containers are CRI's.
+    pub cri_namespaces: Vec<String>,
+    /// When a state whose name nobody chose is forgotten.
+    pub reclaim_unchosen: Reclaim,
+    /// When a state whose name was chosen is forgotten.
+    pub reclaim_chosen: Reclaim,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            root: "/var/lib/diffkeeper".into(),
+            allow_env_state: false,
+            exclude: ["/run", "/var/run", "/tmp"].map(PathBuf::from).to_vec(),
+            lease_wait: Duration::ZERO,
+            lease_wait_cri: Duration::from_secs(10),
+            cri_namespaces: vec!["k8s.io".into()],
+            reclaim_unchosen: Reclaim::After(Duration::from_secs(7 * 86_400)),
+            reclaim_chosen: Reclaim::Keep,
+        }
+    }
+}
+
+impl Config {
+    /// Parses the file's text; a key that is not given keeps its default.
+    ///
+    /// # Errors
+    /// TOML that does not parse, an unknown key, a value of the wrong kind: each with its key and line.
+    pub fn parse(text: &str) -> Result<Config, Error> {
+        let table: toml::Table = text
+            .parse()
+            .map_err(|e: toml::de::Error| Error::Config(e.to_string().trim_end().to_owned()))?;
+        let mut config = Config::default();
+        for (key, value) in &table {
+            let at = Key {
+                text,
+                section: None,
+                key,
+            };
+            match key.as_str() {
+                "root" => config.root = at.absolute(value)?,
+                "allow-env-state" => config.allow_env_state = at.boolean(value)?,
+                "exclude" => config.exclude = at.paths(value)?,
+                "lease-wait" => config.lease_wait = at.duration(value)?,
+                "lease-wait-cri" => config.lease_wait_cri = at.duration(value)?,
+                "cri-namespaces" => config.cri_namespaces = at.strings(value)?,
+                "reclaim" => {
+                    let section = value.as_table().ok_or_else(|| at.wrong("a table: [reclaim]"))?;
+                    for (key, value) in section {
+                        let at = Key {
+                            text,
+                            section: Some("reclaim"),
+                            key,
+                        };
+                        match key.as_str() {
+                            "unchosen" => config.reclaim_unchosen = at.reclaim(value)?,
+                            "chosen" => config.reclaim_chosen = at.reclaim(value)?,
+                            _ => return Err(at.unknown("unchosen, chosen")),
+                        }
+                    }
+                }
+                _ => {
+                    return Err(at.unknown(
+                        "root, allow-env-state, exclude, lease-wait, lease-wait-cri, cri-namespaces, [reclaim] unchosen, chosen",
+                    ));
+                }
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// A key, for messages.
+struct Key<'a> {
+    text: &'a str,
+    section: Option<&'a str>,
+    key: &'a str,
+}
+
+impl Key<'_> {
+    /// The line that the key stands on: the first that begins with it, in its section.
+    fn line(&self) -> usize {
+        let mut inside = self.section.is_none();
+        for (number, line) in self.text.lines().enumerate() {
+            let line = line.trim_start();
+            if let Some(section) = self.section
+                && line.starts_with('[')
+            {
+                inside = line.trim_start_matches('[').starts_with(section);
+            }
+            let bare = line.trim_start_matches(['[', '"', '\'']);
+            let dotted = self
+                .section
+                .and_then(|s| bare.strip_prefix(s))
+                .map_or(bare, |rest| rest.trim_start_matches('.'));
+            if (inside || dotted != bare) && dotted.starts_with(self.key) {
+                return number + 1;
+            }
+        }
+        1
+    }
+
+    fn name(&self) -> String {
+        self.section
+            .map_or_else(|| self.key.to_owned(), |s| format!("{s}.{}", self.key))
+    }
+
+    fn unknown(&self, known: &str) -> Error {
+        Error::Config(format!(
+            "line {}: unknown key {:?}; there are {known}",
+            self.line(),
+            self.name()
+        ))
+    }
+
+    fn wrong(&self, expected: &str) -> Error {
+        Error::Config(format!(
+            "line {}: {} must be {expected}",
+            self.line(),
+            self.name()
+        ))
+    }
+
+    fn string<'v>(&self, value: &'v toml::Value) -> Result<&'v str, Error> {
+        value.as_str().ok_or_else(|| self.wrong("a string"))
+    }
+
+    fn absolute(&self, value: &toml::Value) -> Result<PathBuf, Error> {
+        let path = self.string(value)?;
+        check_path(path).map_err(|_| self.wrong("an absolute path without . or .."))?;
+        Ok(path.into())
+    }
+
+    fn boolean(&self, value: &toml::Value) -> Result<bool, Error> {
+        value.as_bool().ok_or_else(|| self.wrong("true or false"))
+    }
+
+    fn strings(&self, value: &toml::Value) -> Result<Vec<String>, Error> {
+        let list = value.as_array().ok_or_else(|| self.wrong("a list of strings"))?;
+        list.iter()
+            .map(|v| {
+                v.as_str()
+                    .map(str::to_owned)
+                    .ok_or_else(|| self.wrong("a list of strings"))
+            })
+            .collect()
+    }
+
+    fn paths(&self, value: &toml::Value) -> Result<Vec<PathBuf>, Error> {
+        let list = self.strings(value)?;
+        for path in &list {
+            check_path(path)
+                .map_err(|problem| self.wrong(&format!("a list of absolute paths: {problem}")))?;
+        }
+        Ok(list.into_iter().map(PathBuf::from).collect())
+    }
+
+    fn duration(&self, value: &toml::Value) -> Result<Duration, Error> {
+        duration::parse(self.string(value)?).ok_or_else(|| self.wrong("a duration such as \"10s\""))
+    }
+
+    fn reclaim(&self, value: &toml::Value) -> Result<Reclaim, Error> {
+        Reclaim::parse(self.string(value)?)
+            .ok_or_else(|| self.wrong("\"keep\", \"delete\" or a duration such as \"7d\""))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_example_is_the_defaults() {
+        let example = include_str!("../../config.toml.example");
+        assert_eq!(Config::parse(example).unwrap(), Config::default());
+        // Its settings are commented out with a single '#'; prose has a blank after it.
+        let settings: String = example
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '[') => {
+                    format!("{rest}\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        assert_eq!(Config::parse(&settings).unwrap(), Config::default());
+        for key in [
+            "root",
+            "allow-env-state",
+            "exclude",
+            "lease-wait",
+            "lease-wait-cri",
+            "cri-namespaces",
+            "unchosen",
+            "chosen",
+        ] {
+            assert!(
+                settings.lines().any(|l| l.starts_with(&format!("{key} = "))),
+                "{key} is not in the example"
+            );
+        }
+    }
+
+    #[test]
+    fn refusals_name_key_and_line() {
+        for (text, line, word) in [
+            ("\nlease = \"1s\"", "line 2", "lease"),
+            ("[reclaim]\nnever = 1", "line 2", "reclaim.never"),
+            ("root = 1", "line 1", "root"),
+            ("root = \"x\"", "line 1", "root"),
+            ("exclude = [\"tmp\"]", "line 1", "tmp"),
+            ("lease-wait = \"fast\"", "line 1", "lease-wait"),
+            ("\n\n[reclaim]\nchosen = \"never\"", "line 4", "reclaim.chosen"),
+            ("a = ", "line 1", ""),
+        ] {
+            let error = Config::parse(text).unwrap_err().to_string();
+            assert!(error.contains(line) && error.contains(word), "{text:?}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text: String) {
+            let _ = Config::parse(&text);
+        }
+    }
+}
