@@ -1,1 +1,26 @@
-//! The live trees of a node.
+//! The live trees of a node: where they are, who may write to them, what a life leaves behind, and when they go.
+//!
+//! Everything inside a live tree is a container's, and hostile: it is walked by directory descriptor, and no link
+//! in it is ever followed.
+
+mod error;
+mod exclude;
+mod layout;
+mod lease;
+mod placeholder;
+mod probe;
+mod reclaim;
+mod state;
+mod survivor;
+mod sys;
+mod tree;
+
+pub use error::{Error, Result};
+pub use exclude::Trash;
+pub use layout::Node;
+pub use lease::{Attempt, Holder, Init, Lease};
+pub use placeholder::{Misfit, Want};
+pub use probe::in_use;
+pub use reclaim::{Size, StateInfo};
+pub use state::{Policy, Record, State};
+pub use survivor::Evicted;

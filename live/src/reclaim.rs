@@ -1,0 +1,230 @@
+//! The list of states, and when they go.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use runtime_spec::name::StateName;
+
+use crate::{
+    error::{Context, Error, Result},
+    layout::Node,
+    lease::{Attempt, Holder},
+    state::{Policy, Record, State, read_json, time},
+    sys, tree,
+};
+
+/// What a tree takes on the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes on the disk.
+    pub allocated: u64,
+    /// Bytes as files' lengths tell.
+    pub apparent: u64,
+    /// Files, directories and all else.
+    pub entries: u64,
+}
+
+/// A state, as a list shows it.
+#[derive(Debug, Clone)]
+pub struct StateInfo {
+    /// Its name.
+    pub name: StateName,
+    /// Its record, if it can be read.
+    pub record: Option<Record>,
+    /// Who uses it.
+    pub in_use_by: Option<Holder>,
+    dir: PathBuf,
+}
+
+impl StateInfo {
+    /// What it takes on the disk. Walks the tree.
+    ///
+    /// # Errors
+    /// A directory of ours that cannot be read.
+    pub fn size(&self) -> Result<Size> {
+        tree::size(&self.dir)
+    }
+
+    /// When a container last took or left it.
+    #[must_use]
+    pub fn last_used(&self) -> Option<SystemTime> {
+        self.record.as_ref().map(|record| time(record.last_used))
+    }
+
+    /// When it is forgotten; never while it is in use or its record is damaged.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        let record = self.record.as_ref().filter(|_| self.in_use_by.is_none())?;
+        let wait = match record.reclaim {
+            Policy::Keep => return None,
+            Policy::Delete => 0,
+            Policy::After(seconds) => seconds,
+        };
+        time(record.last_used).checked_add(Duration::from_secs(wait))
+    }
+}
+
+impl Node {
+    /// Every state on this node, by name.
+    ///
+    /// # Errors
+    /// A directory of ours that cannot be read.
+    pub fn states(&self) -> Result<Vec<StateInfo>> {
+        let mut found = Vec::new();
+        let live = self.live();
+        collect(&live, &live, &mut found)?;
+        found.sort_by_key(|s| s.name.to_string());
+        Ok(found)
+    }
+
+    /// The states that have expired.
+    ///
+    /// # Errors
+    /// As [`Node::states`].
+    pub fn due(&self, now: SystemTime) -> Result<Vec<StateInfo>> {
+        let states = self.states()?.into_iter();
+        Ok(states
+            .filter(|s| s.expires_at().is_some_and(|at| at <= now))
+            .collect())
+    }
+
+    /// Forgets a state. Answers with what it took.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] and [`Error::StillInUse`] when it is, [`Error::Missing`] when there is none.
+    pub fn remove(&self, name: &StateName) -> Result<Size> {
+        let state = self.state(name);
+        if !state.dir().is_dir() {
+            return Err(Error::Missing(name.to_string()));
+        }
+        let lease = match state.acquire(Holder::new("diffkeeper rm", "", Path::new("/")))? {
+            Attempt::Held(lease) => lease,
+            Attempt::Busy(holder) => return Err(state.busy(holder)),
+        };
+        state.refuse_if_mounted()?;
+        let size = tree::size(state.dir())?;
+        // Out of the way while the lease is held; whoever waits for it finds another lock file.
+        let trash = state.discard()?;
+        drop(lease);
+        self.remove_empty_parents(&state);
+        trash.delete()?;
+        Ok(size)
+    }
+
+    fn remove_empty_parents(&self, state: &State) {
+        let live = self.live();
+        for dir in state.dir().ancestors().skip(1).take_while(|dir| *dir != live) {
+            // Not empty: another state is there.
+            if std::fs::remove_dir(dir).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+impl State {
+    /// Forgets this state.
+    ///
+    /// # Errors
+    /// As [`Node::remove`].
+    pub fn forget(&self) -> Result<Size> {
+        self.node().remove(self.name())
+    }
+}
+
+/// Finds states below `dir`; a directory is one when its path is a state's name.
+fn collect(live: &Path, dir: &Path, found: &mut Vec<StateInfo>) -> Result<()> {
+    for entry in std::fs::read_dir(dir).on("read", dir)? {
+        let path = entry.on("read", dir)?.path();
+        if !std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir()) {
+            continue;
+        }
+        let name = path
+            .strip_prefix(live)
+            .ok()
+            .and_then(|p| p.to_str())
+            .and_then(|p| p.parse::<StateName>().ok());
+        match name {
+            Some(name) => {
+                let locked =
+                    File::open(path.join("lock")).is_ok_and(|lock| sys::is_locked(&lock).unwrap_or(false));
+                let in_use_by = locked.then(|| read_json(&path.join("holder.json")).unwrap_or_default());
+                let record = read_json(&path.join("state.json"));
+                found.push(StateInfo {
+                    name,
+                    record,
+                    in_use_by,
+                    dir: path,
+                });
+            }
+            None if path.components().count() < live.components().count() + 4 => collect(live, &path, found)?,
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_expire_and_go() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: states_expire_and_go needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::open(&dir.path().join("root")).unwrap();
+        let now = time(1_000_000);
+        for (name, policy) in [
+            ("ctr/default/web", Policy::After(60)),
+            ("k8s/shop/db/pg", Policy::Keep),
+        ] {
+            let state = node.state(&name.parse().unwrap());
+            state
+                .prepare(&std::fs::metadata(dir.path()).unwrap(), (0, 0))
+                .unwrap();
+            std::fs::write(state.upper().join("f"), vec![1; 5000]).unwrap();
+            state.attached(true, policy, "c1", now).unwrap();
+        }
+        let names = |list: Vec<StateInfo>| list.iter().map(|s| s.name.to_string()).collect::<Vec<_>>();
+        assert_eq!(
+            names(node.states().unwrap()),
+            ["ctr/default/web", "k8s/shop/db/pg"]
+        );
+        assert!(node.due(now + Duration::from_secs(59)).unwrap().is_empty());
+        assert_eq!(
+            names(node.due(now + Duration::from_secs(60)).unwrap()),
+            ["ctr/default/web"]
+        );
+
+        let web = "ctr/default/web".parse().unwrap();
+        let Attempt::Held(mut lease) = node
+            .state(&web)
+            .acquire(Holder::new("c", "n", Path::new("/b")))
+            .unwrap()
+        else {
+            panic!("it is free");
+        };
+        lease.update(|_| {}).unwrap();
+        assert!(
+            node.due(now + Duration::from_secs(60)).unwrap().is_empty(),
+            "in use"
+        );
+        assert!(
+            node.remove(&web)
+                .unwrap_err()
+                .to_string()
+                .contains("in use by container \"c\"")
+        );
+        lease.release().unwrap();
+        assert!(node.remove(&web).unwrap().apparent >= 5000);
+        assert_eq!(names(node.states().unwrap()), ["k8s/shop/db/pg"]);
+        assert!(matches!(node.remove(&web), Err(Error::Missing(_))));
+        assert!(!dir.path().join("root/live/ctr").exists());
+    }
+}
