@@ -2,7 +2,7 @@
 //!
 //! Statistics are the stock shim's, field by field, on cgroup v1 and v2: plain reads of the kernel's files into
 //! one reused buffer. Where a file is missing the stock shim leaves fields out in its own way, and so do
-//! [`v1`] and [`v2`]; clients compare.
+//! `v1` and `v2`; clients compare.
 
 mod files;
 mod members;

@@ -37,7 +37,7 @@ pub fn write(pid: u32, score: i32) -> Result<()> {
 /// than its score, so that containerd never goes first.
 ///
 /// # Errors
-/// As [`read`] and [`write`].
+/// As [`read`] and [`write()`].
 pub fn adjust_for_shim(pid: u32) -> Result<()> {
     write(pid, read(parent_id())?.saturating_add(1))
 }

@@ -1,1 +1,184 @@
-//! Root filesystem mounts.
+//! Root filesystem mounts: containerd's, as the stock shim does them, and the live tree's overlay.
+
+mod idmap;
+mod info;
+mod options;
+mod overlay;
+mod sys;
+
+use std::path::{Component, Path, PathBuf};
+
+use containerd_shim_protos::types;
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
+
+pub use info::{MountInfo, mounts_under};
+pub use overlay::{IdMaps, Overlay, mount_overlay, overlay_device};
+
+use crate::error::{Context, Error, Result};
+use options::Parsed;
+
+/// One mount as containerd asks for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// The file system's type, or `bind`.
+    pub kind: String,
+    /// What is mounted.
+    pub source: String,
+    /// Where below the root file system; usually empty.
+    pub target: String,
+    /// As in fstab.
+    pub options: Vec<String>,
+}
+
+impl From<&types::mount::Mount> for Mount {
+    fn from(m: &types::mount::Mount) -> Self {
+        Mount {
+            kind: m.type_.clone(),
+            source: m.source.clone(),
+            target: m.target.clone(),
+            options: m.options.clone(),
+        }
+    }
+}
+
+/// Mounts all, in order; on failure what was mounted is unmounted again.
+///
+/// # Errors
+/// The first mount that fails.
+pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
+    for (done, m) in mounts.iter().enumerate() {
+        if let Err(error) = mount_one(m, target) {
+            for m in mounts.iter().take(done).rev() {
+                // The first failure is the one to tell.
+                let _ = place(m, target).and_then(|at| unmount_recursive(&at));
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// The place below `root` that a mount's own target names, never outside it.
+fn place(m: &Mount, root: &Path) -> Result<PathBuf> {
+    let mut at = root.to_owned();
+    for part in Path::new(&m.target).components() {
+        match part {
+            Component::Normal(name) => at.push(name),
+            Component::RootDir | Component::CurDir => {}
+            _ => {
+                return Err(Error::InvalidArgument(format!(
+                    "mount target {:?} leaves the root filesystem",
+                    m.target
+                )));
+            }
+        }
+        if at.is_symlink() {
+            return Err(Error::InvalidArgument(format!(
+                "mount target {} is a symlink",
+                at.display()
+            )));
+        }
+    }
+    Ok(at)
+}
+
+fn mount_one(m: &Mount, root: &Path) -> Result<()> {
+    let target = place(m, root)?;
+    let what = || format!("mount {} ({}) on {}", m.source, m.kind, target.display());
+    if m.kind == "overlay" {
+        return overlay::mount_plain(m, &target);
+    }
+    let Parsed {
+        flags,
+        propagation,
+        data,
+        loop_device,
+    } = Parsed::of(&m.options);
+    if loop_device {
+        return Err(Error::Unimplemented(format!(
+            "{}: loop devices are not set up by this shim",
+            what()
+        )));
+    }
+    let bind = flags.contains(MsFlags::MS_BIND);
+    let first = if bind {
+        flags & (MsFlags::MS_BIND | MsFlags::MS_REC)
+    } else {
+        flags
+    };
+    let data = (!data.is_empty()).then(|| data.join(","));
+    let kind = (!bind).then_some(m.kind.as_str());
+    mount(Some(m.source.as_str()), &target, kind, first, data.as_deref()).context(what)?;
+    let rest = || -> nix::Result<()> {
+        for flag in &propagation {
+            mount(None::<&str>, &target, None::<&str>, *flag, None::<&str>)?;
+        }
+        // A bind mount takes other flags only when it is mounted again.
+        if bind && !flags.difference(MsFlags::MS_BIND | MsFlags::MS_REC).is_empty() {
+            mount(
+                None::<&str>,
+                &target,
+                None::<&str>,
+                flags | MsFlags::MS_REMOUNT,
+                None::<&str>,
+            )?;
+        }
+        Ok(())
+    };
+    rest().map_err(|errno| {
+        let _ = umount2(&target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        Error::Io {
+            context: what(),
+            source: errno.into(),
+        }
+    })
+}
+
+/// Unmounts everything at and below `target`, stacked mounts too. What is not mounted, or not there, is done.
+///
+/// # Errors
+/// A mount that is busy even for a lazy unmount.
+pub fn unmount_recursive(target: &Path) -> Result<()> {
+    // The common case is one mount and nothing below it: no need to read the whole table.
+    match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+        Err(Errno::EINVAL) if mounts_under(target)?.is_empty() => return Ok(()),
+        _ => {}
+    }
+    // Later mounts stand on earlier ones.
+    for mount in mounts_under(target)?.iter().rev() {
+        let gone = match umount2(&mount.target, MntFlags::UMOUNT_NOFOLLOW) {
+            Err(Errno::EBUSY) => umount2(&mount.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW),
+            other => other,
+        };
+        match gone {
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => {
+                return Err(Error::Io {
+                    context: format!("unmount {}", mount.target.display()),
+                    source: errno.into(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_stay_inside() {
+        let m = |target: &str| Mount {
+            target: target.into(),
+            ..Mount::default()
+        };
+        assert_eq!(place(&m(""), Path::new("/r")).unwrap(), Path::new("/r"));
+        assert_eq!(place(&m("/a/b"), Path::new("/r")).unwrap(), Path::new("/r/a/b"));
+        assert!(place(&m("../x"), Path::new("/r")).is_err());
+    }
+}
