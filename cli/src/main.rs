@@ -1,3 +1,117 @@
 //! `diffkeeper`: what a person types.
 
-fn main() {}
+mod doctor;
+mod states;
+mod table;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser, Subcommand};
+use runtime_spec::config::Config;
+
+/// Containers that keep what they write: look after their states.
+#[derive(Parser)]
+#[command(name = "diffkeeper", version, about, propagate_version = true)]
+struct Cli {
+    /// The configuration file
+    #[arg(
+        long,
+        global = true,
+        env = "DIFFKEEPER_CONFIG",
+        default_value = "/etc/diffkeeper/config.toml"
+    )]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List what is kept: size, last use, who uses it, when it expires
+    States {
+        /// Print JSON, one array of objects
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget a state and everything in it
+    Rm {
+        /// The state, or the shortest end of its name that is unambiguous (`web` for `ctr/default/web`)
+        state: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Forget the states that have expired, and what crashes left behind
+    Prune {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Is this machine fit? What to do if it is not?
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// containerd's socket
+        #[arg(
+            long,
+            env = "CONTAINERD_ADDRESS",
+            default_value = "/run/containerd/containerd.sock"
+        )]
+        address: PathBuf,
+    },
+    /// Print a completion script: `diffkeeper completions bash > /etc/bash_completion.d/diffkeeper`
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// The directory
+        dir: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("diffkeeper: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    match &cli.command {
+        Command::States { json } => states::list(&config(cli)?, *json),
+        Command::Rm { state, yes } => states::remove(&config(cli)?, state, *yes),
+        Command::Prune { dry_run, json } => states::prune(&config(cli)?, *dry_run, *json),
+        // Doctor also says what is wrong with the configuration itself.
+        Command::Doctor { json, address } => doctor::run(&cli.config, address, *json),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "diffkeeper", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { dir } => {
+            clap_mangen::generate_to(Cli::command(), dir)
+                .with_context(|| format!("write man pages into {}", dir.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn config(cli: &Cli) -> Result<Config> {
+    match std::fs::read_to_string(&cli.config) {
+        Ok(text) => {
+            Config::parse(&text).with_context(|| format!("the configuration {}", cli.config.display()))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Config::default()),
+        Err(error) => Err(error).with_context(|| format!("read the configuration {}", cli.config.display())),
+    }
+}

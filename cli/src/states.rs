@@ -1,0 +1,182 @@
+//! `diffkeeper states`, `rm` and `prune`.
+
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail};
+use live::{Node, StateInfo};
+use runtime_spec::{
+    config::Config,
+    name::{StateName, TailError, resolve_tail},
+};
+use serde_json::json;
+
+use crate::table;
+
+fn open(config: &Config) -> Result<Node> {
+    Node::open(&config.root).context("the live trees are root's: run this as root?")
+}
+
+fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Lists every state.
+pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
+    let node = open(config)?;
+    let now = SystemTime::now();
+    let mut rows = Vec::new();
+    let mut objects = Vec::new();
+    for info in node.states()? {
+        let size = info.size()?;
+        let last_used = info.last_used();
+        let expires = info.expires_at();
+        let chosen = info.record.as_ref().map(|r| r.chosen);
+        if as_json {
+            objects.push(json!({
+                "name": info.name.to_string(),
+                "bytes": size.allocated,
+                "apparent_bytes": size.apparent,
+                "entries": size.entries,
+                "last_used": last_used.map(seconds),
+                "in_use_by": info.in_use_by.as_ref().map(|h| json!({
+                    "container": h.container_id, "namespace": h.namespace, "pid": h.init.map(|i| i.pid),
+                })),
+                "name_chosen": chosen,
+                "expires": expires.map(seconds),
+            }));
+        } else {
+            let unused = "-".to_owned();
+            rows.push(vec![
+                info.name.to_string(),
+                table::bytes(size.allocated),
+                last_used.map_or_else(|| unused.clone(), |at| table::relative(at, now)),
+                info.in_use_by
+                    .as_ref()
+                    .map_or_else(|| unused.clone(), |h| h.container_id.clone()),
+                chosen
+                    .map_or("?", |c| if c { "chosen" } else { "generated" })
+                    .to_owned(),
+                expires.map_or_else(|| "never".to_owned(), |at| table::relative(at, now)),
+            ]);
+        }
+    }
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(&objects)?);
+    } else if rows.is_empty() {
+        println!("Nothing is kept yet. Run a container with --runtime io.containerd.diffkeeper.v1");
+    } else {
+        table::print(
+            &["STATE", "SIZE", "LAST USED", "IN USE BY", "NAME", "EXPIRES"],
+            &rows,
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The state that this end of a name means.
+fn resolve(states: &[StateInfo], tail: &str) -> Result<StateName> {
+    let names: Vec<&StateName> = states.iter().map(|s| &s.name).collect();
+    match resolve_tail(names.iter().copied(), tail) {
+        Ok(name) => Ok(name.clone()),
+        Err(TailError::NotFound) => bail!("there is no state {tail:?}: `diffkeeper states` lists them"),
+        Err(TailError::Ambiguous(candidates)) => {
+            let list: Vec<String> = candidates.iter().map(ToString::to_string).collect();
+            bail!(
+                "{tail:?} may be any of {}: write more of the name",
+                list.join(", ")
+            )
+        }
+    }
+}
+
+/// Forgets one state.
+pub fn remove(config: &Config, tail: &str, yes: bool) -> Result<ExitCode> {
+    let node = open(config)?;
+    let states = node.states()?;
+    let name = resolve(&states, tail)?;
+    if !yes {
+        let size = states
+            .iter()
+            .find(|s| s.name == name)
+            .map(StateInfo::size)
+            .transpose()?
+            .unwrap_or_default();
+        if !std::io::stdin().is_terminal() {
+            bail!("removing {name} cannot be undone: say --yes to do it without being asked");
+        }
+        print!(
+            "Forget {name} and the {} in it? This cannot be undone. [y/N] ",
+            table::bytes(size.allocated)
+        );
+        std::io::stdout().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        if !matches!(answer.trim(), "y" | "Y" | "yes") {
+            println!("Nothing was removed.");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    let removed = node.remove(&name)?;
+    println!("Removed {name}: {} entries.", removed.entries);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Forgets what has expired.
+pub fn prune(config: &Config, dry_run: bool, as_json: bool) -> Result<ExitCode> {
+    let node = open(config)?;
+    let due = node.due(SystemTime::now())?;
+    let mut objects = Vec::new();
+    let mut failed = false;
+    for info in &due {
+        let size = info.size()?;
+        let outcome = if dry_run {
+            Ok(())
+        } else {
+            node.remove(&info.name).map(drop)
+        };
+        // One state that a container has just taken must not keep the others.
+        let problem = outcome.err().map(|e| e.to_string());
+        failed |= problem.is_some();
+        if as_json {
+            objects.push(json!({"name": info.name.to_string(), "bytes": size.allocated, "removed": !dry_run && problem.is_none(), "problem": problem}));
+        } else {
+            match problem {
+                Some(problem) => eprintln!("{}: {problem}", info.name),
+                None => println!(
+                    "{} {} ({})",
+                    if dry_run { "would remove" } else { "removed" },
+                    info.name,
+                    table::bytes(size.allocated)
+                ),
+            }
+        }
+    }
+    let leftovers = if dry_run {
+        node.leftovers()?
+    } else {
+        node.empty_trash()?
+    };
+    if as_json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&json!({"states": objects, "leftovers": leftovers}))?
+        );
+    } else if due.is_empty() && leftovers == 0 {
+        println!("Nothing is due.");
+    } else if leftovers > 0 {
+        println!(
+            "{} {leftovers} tree{} that a crash left behind",
+            if dry_run { "would delete" } else { "deleted" },
+            if leftovers == 1 { "" } else { "s" }
+        );
+    }
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
