@@ -1,1 +1,17 @@
-//! End-to-end tests and benchmarks on a real containerd.
+//! A private containerd for tests and benchmarks, and the shortest way to say what they do with it.
+
+pub mod daemon;
+pub mod wait;
+
+pub use daemon::{Daemon, Ran};
+
+/// The runtime under test.
+pub const OURS: &str = "io.containerd.diffkeeper.v1";
+/// The runtime that it is compared with.
+pub const STOCK: &str = "io.containerd.runc.v2";
+
+/// The reference of an image of `hack/images`.
+#[must_use]
+pub fn image(name: &str) -> String {
+    format!("docker.io/diffkeeper/{name}:dev")
+}

@@ -56,6 +56,7 @@ impl Options {
                 Ok(options.into())
             }
             "runtimeoptions.v1.Options" => Self::from_generic(&any.value),
+            "containerd.linux.runc.CreateOptions" => Self::from_create_options(&any.value),
             _ => Err(Error::InvalidArgument(format!(
                 "runtime options of type {:?} are not understood: give containerd.runc.v1.Options or runtimeoptions.v1.Options",
                 any.type_url
@@ -87,6 +88,31 @@ impl Options {
         let text = String::from_utf8(body)
             .map_err(|_| Error::InvalidArgument("the runtime options' body is not UTF-8".into()))?;
         Self::from_toml(&text)
+    }
+
+    /// `containerd.linux.runc.CreateOptions`: what clients before containerd 2.0 send to a runtime whose name they
+    /// do not know. `no_pivot_root = 1; no_new_keyring = 8; shim_cgroup = 9; io_uid = 10; io_gid = 11;
+    /// criu_work_path = 12; criu_image_path = 13`; the rest is of checkpoints.
+    fn from_create_options(bytes: &[u8]) -> Result<Options> {
+        let mut options = Options::default();
+        let mut input = CodedInputStream::from_bytes(bytes);
+        let mut read = || -> protobuf::Result<()> {
+            while let Some(tag) = input.read_raw_tag_or_eof()? {
+                match tag {
+                    8 => options.no_pivot_root = input.read_bool()?,
+                    64 => options.no_new_keyring = input.read_bool()?,
+                    74 => options.shim_cgroup = input.read_string()?,
+                    80 => options.io_uid = input.read_uint32()?,
+                    88 => options.io_gid = input.read_uint32()?,
+                    98 => options.criu_work_path = input.read_string()?,
+                    106 => options.criu_image_path = input.read_string()?,
+                    _ => skip(&mut input, tag)?,
+                }
+            }
+            Ok(())
+        };
+        read().map_err(|e| malformed("containerd.linux.runc.CreateOptions", &e))?;
+        Ok(options)
     }
 
     fn from_toml(text: &str) -> Result<Options> {
@@ -285,6 +311,11 @@ pub fn checkpoint_parent(options: &oci::CheckpointOptions) -> Option<String> {
 /// What `-info` prints.
 pub type RuntimeInfo = types::introspection::RuntimeInfo;
 
+/// Passes over a field that has no meaning here.
+fn skip(input: &mut CodedInputStream<'_>, tag: u32) -> protobuf::Result<()> {
+    input.skip_field(protobuf::rt::WireType::new(tag & 7).unwrap_or(protobuf::rt::WireType::Varint))
+}
+
 fn malformed(what: &str, error: &protobuf::Error) -> Error {
     Error::InvalidArgument(format!("{what} does not decode: {error}"))
 }
@@ -348,6 +379,22 @@ mod tests {
         assert_eq!(
             Options::from_any(&generic(file.to_str().unwrap(), "")).unwrap(),
             wanted
+        );
+    }
+
+    #[test]
+    fn what_old_clients_send() {
+        let value = [8, 1, 80, 0xa0, 0x8d, 6, 88, 7, 50, 1, b'x', 98, 2, b'/', b'w'].to_vec();
+        let any = Any {
+            type_url: "containerd.linux.runc.CreateOptions".into(),
+            value,
+            ..Default::default()
+        };
+        let options = Options::from_any(&any).unwrap();
+        assert!(options.no_pivot_root);
+        assert_eq!(
+            (options.io_uid, options.io_gid, options.criu_work_path.as_str()),
+            (100_000, 7, "/w")
         );
     }
 

@@ -47,6 +47,32 @@ impl IdMaps {
     }
 }
 
+/// Where an id-mapped upper shows the host's root: overlayfs itself makes its work directory as root, and cannot
+/// where root is mapped to nothing. No container's file has this id.
+const HOST_ROOT: u32 = u32::MAX - 1;
+
+impl IdMaps {
+    /// The same mappings, with a place for the host's root unless they have one.
+    #[must_use]
+    pub fn with_host_root(&self) -> IdMaps {
+        let with = |maps: &[IdMapping]| {
+            let mut maps = maps.to_vec();
+            if !maps.iter().any(|m| m.host_id == 0) {
+                maps.push(IdMapping {
+                    container_id: HOST_ROOT,
+                    host_id: 0,
+                    size: 1,
+                });
+            }
+            maps
+        };
+        IdMaps {
+            uids: with(&self.uids),
+            gids: with(&self.gids),
+        }
+    }
+}
+
 /// A user namespace with these mappings, to be referred to by descriptor.
 ///
 /// # Errors

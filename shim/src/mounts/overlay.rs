@@ -56,7 +56,7 @@ pub fn mount_overlay(o: &Overlay) -> Result<()> {
     let (upper, work) = match &o.upper_id_map {
         Some(maps) => {
             let parent = o.upper.parent().unwrap_or(Path::new("/"));
-            let clone = idmap::mapped_clone(parent, &idmap::user_namespace(maps)?)?;
+            let clone = idmap::mapped_clone(parent, &idmap::user_namespace(&maps.with_host_root())?)?;
             let through = PathBuf::from(format!("/proc/self/fd/{}", clone.as_raw_fd()));
             held.push(clone);
             let name = |path: &Path| path.file_name().map(OsStr::to_owned).unwrap_or_default();

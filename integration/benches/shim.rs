@@ -1,0 +1,441 @@
+//! The shim beside the stock one: alternating pairs in one run, medians of the paired ratios with their 95%
+//! intervals. `make bench`; `BENCH_PAIRS` sets the number of pairs (30).
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use integration::{Daemon, OURS, STOCK, wait::until};
+use serde::Serialize;
+
+/// One figure.
+#[derive(Serialize)]
+struct Figure {
+    case: String,
+    unit: &'static str,
+    ours: f64,
+    peer: f64,
+    peer_name: &'static str,
+    /// ours / peer; of pairs the median of the ratios.
+    ratio: f64,
+    /// 95% interval of the ratio's median, where there are pairs.
+    interval: Option<(f64, f64)>,
+    bar: String,
+    holds: bool,
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match (sorted.get(middle), sorted.get(middle.wrapping_sub(1))) {
+        (Some(a), Some(b)) if sorted.len().is_multiple_of(2) => (a + b) / 2.0,
+        (Some(a), _) => *a,
+        _ => f64::NAN,
+    }
+}
+
+/// The distribution-free 95% interval of a median: by the binomial distribution, approximated.
+fn interval(values: &[f64]) -> (f64, f64) {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len() as f64;
+    let half = 0.98 * n.sqrt();
+    let at = |x: f64| {
+        sorted
+            .get((x.max(0.0) as usize).min(sorted.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or(f64::NAN)
+    };
+    (at((n / 2.0 - half).floor()), at((n / 2.0 + half).ceil()))
+}
+
+enum Bar {
+    /// The interval's upper end is at most this.
+    UpperAtMost(f64),
+    /// The interval's lower end is at least this.
+    LowerAtLeast(f64),
+    /// The ratio is at most this.
+    AtMost(f64),
+}
+
+fn figure(
+    case: &str,
+    unit: &'static str,
+    ours: &[f64],
+    peer: &[f64],
+    peer_name: &'static str,
+    bar: &Bar,
+) -> Figure {
+    let ratios: Vec<f64> = ours.iter().zip(peer).map(|(a, b)| a / b).collect();
+    let ratio = median(&ratios);
+    let interval = (ratios.len() > 1).then(|| interval(&ratios));
+    let (low, high) = interval.unwrap_or((ratio, ratio));
+    let (bar, holds) = match bar {
+        Bar::UpperAtMost(x) => (format!("upper end <= {x}"), high <= *x),
+        Bar::LowerAtLeast(x) => (format!("lower end >= {x}"), low >= *x),
+        Bar::AtMost(x) => (format!("ratio <= {x}"), ratio <= *x),
+    };
+    Figure {
+        case: case.into(),
+        unit,
+        ours: median(ours),
+        peer: median(peer),
+        peer_name,
+        ratio,
+        interval,
+        bar,
+        holds,
+    }
+}
+
+type Samples = BTreeMap<&'static str, (Vec<f64>, Vec<f64>)>;
+
+fn milliseconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let since = Instant::now();
+    work()?;
+    Ok(since.elapsed().as_secs_f64() * 1000.0)
+}
+
+fn life_cycle(d: &Daemon, pairs: usize) -> Result<Vec<Figure>> {
+    let image = d.import("busybox")?;
+    let mut samples = Samples::new();
+    for n in 0..pairs {
+        // Who goes first alternates, so that neither always meets the other's aftermath.
+        let order = if n % 2 == 0 { [OURS, STOCK] } else { [STOCK, OURS] };
+        for runtime in order {
+            let name = format!("b{n}-{}", if runtime == OURS { "ours" } else { "stock" });
+            let mut take = |case: &'static str, ms: f64| {
+                let pair = samples.entry(case).or_default();
+                if runtime == OURS {
+                    pair.0.push(ms)
+                } else {
+                    pair.1.push(ms)
+                }
+            };
+            let ctr = |args: &[&str]| d.ctr(args)?.ok().map(drop);
+            take(
+                "ctr run --rm true",
+                milliseconds(|| ctr(&["run", "--rm", "--runtime", runtime, &image, &name, "true"]))?,
+            );
+            take(
+                "ctr run -d",
+                milliseconds(|| ctr(&["run", "-d", "--runtime", runtime, &image, &name, "sleep", "1000"]))?,
+            );
+            take(
+                "ctr task exec true",
+                milliseconds(|| ctr(&["task", "exec", "--exec-id", "e", &name, "true"]))?,
+            );
+            take(
+                "ctr task rm -f",
+                milliseconds(|| ctr(&["task", "rm", "-f", &name]))?,
+            );
+            d.forget(&name)?;
+        }
+    }
+    let figures = samples
+        .iter()
+        .map(|(case, (ours, stock))| figure(case, "ms", ours, stock, "stock shim", &Bar::UpperAtMost(1.03)));
+    Ok(figures.collect())
+}
+
+/// Containers per second, made and removed by several clients at once.
+fn throughput(d: &Daemon) -> Result<Vec<Figure>> {
+    let image = d.import("busybox")?;
+    let rate = |runtime: &str, clients: usize| -> Result<f64> {
+        let each = 12 / clients;
+        let since = Instant::now();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..clients)
+                .map(|c| {
+                    let image = &image;
+                    scope.spawn(move || -> Result<()> {
+                        for n in 0..each {
+                            d.ctr(&[
+                                "run",
+                                "--rm",
+                                "--runtime",
+                                runtime,
+                                image,
+                                &format!("t{c}-{n}"),
+                                "true",
+                            ])?
+                            .ok()?;
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .try_for_each(|t| t.join().unwrap_or_else(|_| anyhow::bail!("a client failed")))
+        })?;
+        Ok((each * clients) as f64 / since.elapsed().as_secs_f64())
+    };
+    let mut figures = Vec::new();
+    for clients in [1, 4] {
+        let (mut ours, mut stock) = (Vec::new(), Vec::new());
+        for _ in 0..6 {
+            ours.push(rate(OURS, clients)?);
+            stock.push(rate(STOCK, clients)?);
+        }
+        let case = format!("containers made and removed by ctr, {clients} at a time");
+        figures.push(figure(
+            &case,
+            "1/s",
+            &ours,
+            &stock,
+            "stock shim",
+            &Bar::LowerAtLeast(1.2),
+        ));
+    }
+    Ok(figures)
+}
+
+/// Proportional set size, in MiB.
+fn pss(pid: i32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix("Pss:"))
+        .context("no Pss")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
+}
+
+fn memory(d: &Daemon) -> Result<Vec<Figure>> {
+    let image = d.import("busybox")?;
+    let measure = |runtime: &str, count: usize, group: bool| -> Result<f64> {
+        let names: Vec<String> = (0..count).map(|n| format!("m{n}")).collect();
+        for name in &names {
+            let mut line = vec!["run", "-d", "--runtime", runtime];
+            if group {
+                line.extend_from_slice(&["--annotation", "io.containerd.runc.v2.group=bench"]);
+            }
+            line.extend_from_slice(&[&image, name, "sleep", "1000"]);
+            d.ctr(&line)?.ok()?;
+        }
+        std::thread::sleep(Duration::from_secs(3));
+        let shims = d.shims(None);
+        ensure!(
+            shims.len() == if group { 1 } else { count },
+            "{} shims for {count} containers",
+            shims.len()
+        );
+        let total = shims.iter().map(|pid| pss(*pid)).sum::<Result<f64>>()?;
+        for name in &names {
+            d.forget(name)?;
+        }
+        until("the shims' end", Duration::from_secs(20), || {
+            d.shims(None).is_empty()
+        })?;
+        Ok(total / shims.len() as f64)
+    };
+    let mut figures = Vec::new();
+    for (case, count, group) in [
+        ("idle shim alone, PSS", 1, false),
+        ("each of 10 idle shims, PSS", 10, false),
+        ("a pod of 10 containers, PSS", 10, true),
+    ] {
+        let (mut ours, mut stock) = (Vec::new(), Vec::new());
+        for _ in 0..3 {
+            ours.push(measure(OURS, count, group)?);
+            stock.push(measure(STOCK, count, group)?);
+        }
+        figures.push(figure(
+            case,
+            "MiB",
+            &ours,
+            &stock,
+            "stock shim",
+            &Bar::AtMost(1.0 / 3.0),
+        ));
+    }
+    Ok(figures)
+}
+
+/// A start with 4 GiB in 100,000 files kept, beside one with nothing kept.
+fn kept(d: &Daemon, pairs: usize) -> Result<Figure> {
+    let image = d.import("busybox")?;
+    let full = "diffkeeper.io/state=full";
+    d.ctr(&[
+        "run",
+        "--rm",
+        "--runtime",
+        OURS,
+        "--annotation",
+        full,
+        &image,
+        "fill",
+        "true",
+    ])?
+    .ok()?;
+    let upper = d.upper("full");
+    // Filled from outside while no container uses it: 100 directories of 1,000 files of 42 KiB.
+    let content = vec![7u8; 42 * 1024];
+    for dir in 0..100 {
+        let dir = upper.join(format!("d{dir}"));
+        fs::create_dir(&dir)?;
+        for file in 0..1000 {
+            fs::write(dir.join(file.to_string()), &content)?;
+        }
+    }
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for n in 0..pairs {
+        let start = |state: &str, name: &str| {
+            milliseconds(|| {
+                d.ctr(&[
+                    "run",
+                    "--rm",
+                    "--runtime",
+                    OURS,
+                    "--annotation",
+                    state,
+                    &image,
+                    name,
+                    "true",
+                ])?
+                .ok()
+                .map(drop)
+            })
+        };
+        with.push(start(full, &format!("f{n}"))?);
+        without.push(start("diffkeeper.io/state=empty", &format!("e{n}"))?);
+    }
+    Ok(figure(
+        "ctr run --rm, 4 GiB in 100,000 files kept",
+        "ms",
+        &with,
+        &without,
+        "nothing kept",
+        &Bar::UpperAtMost(1.05),
+    ))
+}
+
+fn streams_and_writes(d: &Daemon, pairs: usize) -> Result<Vec<Figure>> {
+    let image = d.import("busybox")?;
+    let (mut samples, n) = (Samples::new(), pairs.min(5));
+    for i in 0..n {
+        for runtime in if i % 2 == 0 { [OURS, STOCK] } else { [STOCK, OURS] } {
+            let mut take = |case: &'static str, rate: f64| {
+                let pair = samples.entry(case).or_default();
+                if runtime == OURS {
+                    pair.0.push(rate)
+                } else {
+                    pair.1.push(rate)
+                }
+            };
+            let run = |script: &str, out: std::process::Stdio| -> Result<f64> {
+                milliseconds(|| {
+                    let status = d
+                        .command(
+                            "ctr",
+                            &[
+                                "run",
+                                "--rm",
+                                "--runtime",
+                                runtime,
+                                &image,
+                                "st",
+                                "sh",
+                                "-c",
+                                script,
+                            ],
+                        )
+                        .stdout(out)
+                        .status()?;
+                    ensure!(status.success(), "{script}: {status}");
+                    Ok(())
+                })
+            };
+            let ms = run(
+                "dd if=/dev/zero bs=1M count=1024 2>/dev/null",
+                std::process::Stdio::null(),
+            )?;
+            take("stdout, 1 GiB through a fifo", 1024.0 / (ms / 1000.0));
+            let ms = run(
+                "dd if=/dev/zero of=/file bs=64k count=4096 conv=fsync 2>/dev/null",
+                std::process::Stdio::null(),
+            )?;
+            take("write 256 MiB and fsync", 256.0 / (ms / 1000.0));
+        }
+    }
+    let figures = samples.iter().map(|(case, (ours, stock))| {
+        let bar = if case.starts_with("stdout") {
+            Bar::LowerAtLeast(1.0)
+        } else {
+            Bar::LowerAtLeast(0.97)
+        };
+        figure(case, "MiB/s", ours, stock, "stock shim", &bar)
+    });
+    Ok(figures.collect())
+}
+
+fn size(d: &Daemon) -> Result<Figure> {
+    let megabytes =
+        |path: &Path| -> Result<f64> { Ok(fs::metadata(fs::canonicalize(path)?)?.len() as f64 / 1e6) };
+    let ours = megabytes(&d.folder().join("bin/containerd-shim-diffkeeper-v1"))?;
+    let version = if d.version == "1.6" {
+        "1.6".to_owned()
+    } else {
+        d.version.clone()
+    };
+    let stock = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!(
+        "../target/containerd-{version}/bin/containerd-shim-runc-v2"
+    ));
+    let stock = megabytes(&stock).unwrap_or(f64::NAN);
+    let mut figure = figure(
+        "size of the binary",
+        "MB",
+        &[ours],
+        &[stock],
+        "stock shim",
+        &Bar::AtMost(f64::INFINITY),
+    );
+    (figure.bar, figure.holds) = ("ours < 8".into(), ours < 8.0);
+    Ok(figure)
+}
+
+fn main() -> Result<()> {
+    let pairs = std::env::var("BENCH_PAIRS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(30);
+    let version = std::env::var("DIFFKEEPER_CONTAINERD").unwrap_or_else(|_| "2".into());
+    let d = match Daemon::up(&version, "bench", &[])? {
+        Ok(daemon) => daemon,
+        Err(reason) => {
+            println!("skipped: the benchmarks: {reason}");
+            return Ok(());
+        }
+    };
+    let mut figures = vec![size(&d)?];
+    figures.extend(life_cycle(&d, pairs)?);
+    figures.extend(throughput(&d)?);
+    figures.extend(memory(&d)?);
+    figures.extend(streams_and_writes(&d, pairs)?);
+    figures.push(kept(&d, pairs)?);
+
+    println!("containerd {version}, {pairs} pairs\n");
+    println!(
+        "{:<48} {:>9} {:>9} {:<6} {:>6} {:<15} {:<20} holds",
+        "case", "ours", "peer", "unit", "ratio", "95% interval", "bar"
+    );
+    for f in &figures {
+        let interval = f
+            .interval
+            .map_or_else(String::new, |(a, b)| format!("{a:.3} - {b:.3}"));
+        let holds = if f.holds { "yes" } else { "NO" };
+        println!(
+            "{:<48} {:>9.2} {:>9.2} {:<6} {:>6.3} {interval:<15} {:<20} {holds}",
+            f.case, f.ours, f.peer, f.unit, f.ratio, f.bar
+        );
+    }
+    let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    fs::create_dir_all(&out)?;
+    fs::write(out.join("shim.json"), serde_json::to_string_pretty(&figures)?)?;
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! End-to-end tests on a real containerd: each runs on every version that this machine can have. What cannot run
+//! is reported by name and reason.
+
+mod bad_input;
+mod keeps;
+mod kills;
+mod parity;
+
+use std::{process::ExitCode, sync::Arc};
+
+use anyhow::Result;
+use integration::Daemon;
+use libtest_mimic::{Arguments, Trial};
+
+/// The containerd versions of Debian's suites.
+const VERSIONS: [&str; 3] = ["1.6", "1.7", "2"];
+
+type Test = fn(&Daemon) -> Result<()>;
+
+/// Whether the long forms are wanted (`make soak`).
+fn soak() -> bool {
+    std::env::var_os("DIFFKEEPER_SOAK").is_some()
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They kill daemons and measure: one at a time.
+    arguments.test_threads = Some(1);
+    let tests: Vec<(&str, Test)> = [parity::TESTS, keeps::TESTS, kills::TESTS, bad_input::TESTS].concat();
+    let listing = arguments.list;
+    let mut skipped = 0;
+    let mut failed = false;
+    for version in VERSIONS {
+        let daemon = if listing {
+            Ok(Err("only listed".into()))
+        } else {
+            Daemon::up(version, "e2e", &[])
+        };
+        let daemon = match daemon {
+            Ok(Ok(daemon)) => Some(Arc::new(daemon)),
+            Ok(Err(reason)) => {
+                for (name, _) in tests.iter().filter(|_| !listing) {
+                    println!("skipped containerd-{version}::{name}: {reason}");
+                    skipped += 1;
+                }
+                if !listing {
+                    continue;
+                }
+                None
+            }
+            Err(error) => {
+                println!("containerd {version} does not start: {error:#}");
+                failed = true;
+                continue;
+            }
+        };
+        let trials = tests
+            .iter()
+            .map(|(name, test)| {
+                let (daemon, test) = (daemon.clone(), *test);
+                Trial::test(format!("containerd-{version}::{name}"), move || {
+                    let daemon = daemon.ok_or("no daemon")?;
+                    test(&daemon).map_err(|error| format!("{error:#}").into())
+                })
+            })
+            .collect();
+        failed |= libtest_mimic::run(&arguments, trials).has_failed();
+    }
+    if skipped > 0 {
+        println!("skipped: {skipped} tests, by name and reason above");
+    }
+    if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
