@@ -61,6 +61,7 @@ impl Annotations {
                 problem,
             };
             match short {
+                "exclude" if value == "none" => parsed.exclude = Some(Vec::new()),
                 "exclude" => parsed.exclude = Some(paths(value).map_err(bad)?),
                 "reclaim" => {
                     let policy = Reclaim::parse(value).ok_or_else(|| {
@@ -147,6 +148,10 @@ mod tests {
                 .unwrap()
                 .len(),
             2
+        );
+        assert_eq!(
+            parse("diffkeeper.io/exclude", "none").unwrap().exclude,
+            Some(vec![])
         );
         assert_eq!(parse("diffkeeper.io/exclude", "").unwrap().exclude, Some(vec![]));
         assert!(parse("diffkeeper.io/state.web", "x").is_ok());
