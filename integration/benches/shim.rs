@@ -179,7 +179,7 @@ fn throughput(d: &Daemon) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for clients in [1, 4] {
         let (mut ours, mut stock) = (Vec::new(), Vec::new());
-        for _ in 0..6 {
+        for _ in 0..12 {
             ours.push(rate(OURS, clients)?);
             stock.push(rate(STOCK, clients)?);
         }
@@ -284,7 +284,7 @@ fn kept(d: &Daemon, pairs: usize) -> Result<Figure> {
         }
     }
     let (mut with, mut without) = (Vec::new(), Vec::new());
-    for n in 0..pairs {
+    for n in 0..2 * pairs {
         let start = |state: &str, name: &str| {
             milliseconds(|| {
                 d.ctr(&[
@@ -317,7 +317,7 @@ fn kept(d: &Daemon, pairs: usize) -> Result<Figure> {
 
 fn streams_and_writes(d: &Daemon, pairs: usize) -> Result<Vec<Figure>> {
     let image = d.import("busybox")?;
-    let (mut samples, n) = (Samples::new(), pairs.min(5));
+    let (mut samples, n) = (Samples::new(), pairs);
     for i in 0..n {
         for runtime in if i % 2 == 0 { [OURS, STOCK] } else { [STOCK, OURS] } {
             let mut take = |case: &'static str, rate: f64| {
