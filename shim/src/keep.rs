@@ -162,7 +162,7 @@ impl Root {
     /// Unmounts, removes what runc made in the tree for its mounts, and gives up the lease.
     ///
     /// # Errors
-    /// A mount that does not go; the lease is then still held.
+    /// A mount that does not go. The holder record then stays, so that the next attach asks the kernel first.
     pub async fn release(&mut self) -> Result<()> {
         let rootfs = self.rootfs.clone();
         let kept = self.kept.take();
