@@ -38,8 +38,8 @@ pub struct Evicted {
 }
 
 impl State {
-    /// Ends what the last holder left, if it died without releasing the lease, until the kernel says that the
-    /// live tree is free.
+    /// Makes sure that the live tree is free: ends what the last holder left, if it died without releasing the
+    /// lease, until the kernel says so.
     ///
     /// # Errors
     /// [`Error::StillInUse`] when it is not free in time: something uses it that is not provably the holder's.
@@ -50,7 +50,12 @@ impl State {
         // After a reboot nothing of it can be alive.
         let dead = lease.previous().filter(|holder| holder.boot_id == boot_id());
         while upper.is_dir() && probe::in_use(&upper)? {
-            let Some(holder) = dead else { break };
+            let Some(holder) = dead else {
+                return Err(Error::StillInUse {
+                    state: self.name().to_string(),
+                    pids: killed,
+                });
+            };
             unmount_leftover(holder);
             for (pid, handle) in survivors(holder) {
                 thaw(pid);

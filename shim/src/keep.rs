@@ -316,7 +316,6 @@ impl Attach {
             tracing::warn!(state = %self.name, holder = evicted.holder.container_id, killed = ?evicted.killed,
                 "the last holder's shim had died: what was left of it has been ended");
         }
-        state.refuse_if_mounted()?;
         lease.update(|_| {})?;
         state.remove_placeholders()?;
         self.freshen(state)?;
