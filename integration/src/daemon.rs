@@ -146,6 +146,15 @@ impl Daemon {
             .map_or("default", String::as_str)
     }
 
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.env
+            .get("CONTAINERD_ADDRESS")
+            .map(PathBuf::from)
+            .unwrap_or_default()
+    }
+
     /// The live tree of a container of this daemon.
     #[must_use]
     pub fn upper(&self, state: &str) -> PathBuf {

@@ -1,5 +1,6 @@
 //! A private containerd for tests and benchmarks, and the shortest way to say what they do with it.
 
+pub mod api;
 pub mod daemon;
 pub mod wait;
 

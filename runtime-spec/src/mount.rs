@@ -20,7 +20,7 @@ pub struct RootfsMount {
 /// What the shim mounts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RootPlan {
-    /// Lower directories, the topmost first.
+    /// Lower directories, the topmost first; none where the root itself is the lower, once `before` is mounted.
     pub lower: Vec<PathBuf>,
     /// containerd's own upper directory: goes on top of the lower ones unless it is empty.
     pub engine_upper: Option<PathBuf>,
@@ -54,7 +54,7 @@ impl RootPlan {
     /// Plans the root. Without mounts (`--rootfs`) the bundle's own root directory is the lower.
     ///
     /// # Errors
-    /// A mount that is not yet resolved, or a list without anything that can be a lower.
+    /// A mount that is not yet resolved, or a list without anything that can be the root.
     pub fn new(mounts: &[RootfsMount], own_root: &Path) -> Result<RootPlan, Error> {
         for m in mounts {
             refuse_template(m)?;
@@ -70,11 +70,8 @@ impl RootPlan {
         let overlay = mounts.iter().position(|m| m.kind == "overlay");
         let bind = || mounts.iter().position(|m| m.target.is_empty() && is_bind(m));
         let Some(at) = overlay.or_else(bind) else {
-            let kinds: Vec<&str> = mounts.iter().map(|m| m.kind.as_str()).collect();
-            return Err(Error::Mount(format!(
-                "the snapshotter gives a root of type {}: only overlay and bind mounts can be kept; use another snapshotter, or opt out with the annotation diffkeeper.io/state=none",
-                kinds.join(", ")
-            )));
+            plan.stand_on(mounts)?;
+            return Ok(plan);
         };
         let (before, rest) = mounts.split_at(at);
         if let Some((root, after)) = rest.split_first() {
@@ -83,6 +80,27 @@ impl RootPlan {
             plan.read(root)?;
         }
         Ok(plan)
+    }
+
+    /// A snapshotter with a disk for each container (blockfile, devmapper, btrfs): it is mounted read-only where the
+    /// root will be, and the overlay on it.
+    fn stand_on(&mut self, mounts: &[RootfsMount]) -> Result<(), Error> {
+        let at = mounts.iter().position(|m| m.target.is_empty());
+        let (mut before, after) = mounts.split_at(at.map_or(0, |at| at + 1));
+        let Some((root, first)) = before.split_last() else {
+            return Err(Error::Mount(
+                "none of the mounts that containerd asks for is the root's".into(),
+            ));
+        };
+        before = first;
+        self.before = before.to_vec();
+        self.before.push(RootfsMount {
+            options: root.options.iter().cloned().chain(["ro".to_owned()]).collect(),
+            ..root.clone()
+        });
+        self.after = after.to_vec();
+        self.readonly = last_of(&root.options, "ro", "rw");
+        Ok(())
     }
 
     fn read(&mut self, root: &RootfsMount) -> Result<(), Error> {
@@ -157,8 +175,9 @@ fn refuse_template(m: &RootfsMount) -> Result<(), Error> {
     Ok(())
 }
 
-/// Splits at colons that are not escaped.
-fn split_lower(dirs: &str) -> Vec<PathBuf> {
+/// Splits a `lowerdir` option at colons that are not escaped, and takes the escapes away.
+#[must_use]
+pub fn split_lower(dirs: &str) -> Vec<PathBuf> {
     let (mut all, mut one, mut rest) = (Vec::new(), String::new(), dirs.chars());
     while let Some(c) = rest.next() {
         match c {
@@ -290,6 +309,22 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_mounted_read_only_as_the_lower() {
+        let disk = RootfsMount {
+            kind: "ext4".into(),
+            source: "/snapshot.img".into(),
+            options: vec!["rw".into(), "loop".into()],
+            ..RootfsMount::default()
+        };
+        let p = plan(std::slice::from_ref(&disk)).unwrap();
+        assert!(p.lower.is_empty() && p.after.is_empty() && !p.readonly);
+        assert_eq!(p.before[0].options, ["rw", "loop", "ro"]);
+        let mut view = disk;
+        view.options = vec!["ro".into()];
+        assert!(plan(&[view]).unwrap().readonly);
+    }
+
+    #[test]
     fn the_overlay_is_found_wherever_it_stands() {
         let tmpfs = RootfsMount {
             kind: "tmpfs".into(),
@@ -316,16 +351,25 @@ mod tests {
                 .to_string()
                 .contains("format/overlay")
         );
-        let btrfs = RootfsMount {
-            kind: "btrfs".into(),
+        let below = RootfsMount {
+            kind: "tmpfs".into(),
+            target: "/a".into(),
             ..RootfsMount::default()
         };
-        assert!(plan(&[btrfs]).unwrap_err().to_string().contains("btrfs"));
+        assert!(plan(&[below]).unwrap_err().to_string().contains("root"));
         assert!(
             plan(&[overlay(&["upperdir=/u"])])
                 .unwrap_err()
                 .to_string()
                 .contains("lowerdir")
+        );
+    }
+
+    #[test]
+    fn lower_directories_with_colons() {
+        assert_eq!(
+            split_lower("/a:/b\\:c:/d\\\\e"),
+            [Path::new("/a"), Path::new("/b:c"), Path::new("/d\\e")]
         );
     }
 

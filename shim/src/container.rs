@@ -475,7 +475,8 @@ impl Container {
         if process.status() == Status::Deleted {
             return Err(Error::NotFound("cannot kill a deleted process: not found".into()));
         }
-        if exec_id.is_empty() {
+        let init = exec_id.is_empty();
+        if init && (all || !self.may_signal_init()) {
             return self.runc.kill(&self.id, number, all).await;
         }
         if process.pid() == 0 {
@@ -491,13 +492,24 @@ impl Container {
         // Realtime signals are unknown to nix's enum.
         match crate::sys::kill(Pid::from_raw(process.pid().cast_signed()), number) {
             Ok(()) => Ok(()),
+            Err(Errno::ESRCH) if init => Err(Error::NotFound("process already finished: not found".into())),
             Err(Errno::ESRCH) => Err(Error::NotFound(
                 "exec kill error: process already finished: not found".into(),
             )),
+            Err(errno) if init => Err(Error::Other(format!("unknown error after kill: {errno}"))),
             Err(errno) => Err(Error::Other(format!(
                 "exec kill error: unknown error after kill: {errno}"
             ))),
         }
+    }
+
+    /// Whether a signal to init needs no runtime, which saves starting one: init runs, is our own child, and
+    /// nothing holds it. In all other cases the runtime knows best.
+    fn may_signal_init(&self) -> bool {
+        self.runc.is_runc()
+            && self.init.status() == Status::Running
+            && Reaper::is_running_child(self.init.pid())
+            && self.cgroup().is_some_and(|cgroup| !cgroup.holds_signals_back())
     }
 
     /// Kills everything that init left behind.

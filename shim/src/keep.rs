@@ -21,7 +21,7 @@ use runtime_spec::{
 
 use crate::{
     error::{Context, Error, Result},
-    mounts::{self, IdMaps, Mount, Overlay},
+    mounts::{self, IdMaps, Overlay},
 };
 
 /// Names the configuration file; for tests, and for two installations on one machine.
@@ -107,10 +107,10 @@ impl Root {
     pub async fn prepare(namespace: &str, request: &CreateTaskRequest, spec: Spec) -> Result<Root> {
         let bundle = PathBuf::from(&request.bundle);
         let rootfs = bundle.join("rootfs");
-        let from_engine: Vec<Mount> = request.rootfs.iter().map(Mount::from).collect();
+        let from_engine: Vec<RootfsMount> = request.rootfs.iter().map(mounts::requested).collect();
         let config = read_config()?;
         let identity = Identity::of(&spec.parsed, namespace, &request.id, &config)?;
-        let own_disk = is_clients_own_disk(&rootfs_mounts(&from_engine));
+        let own_disk = is_clients_own_disk(&from_engine);
         if own_disk {
             tracing::info!(
                 id = request.id,
@@ -260,7 +260,7 @@ struct Attach {
     spec: Spec,
     bundle: PathBuf,
     rootfs: PathBuf,
-    from_engine: Vec<Mount>,
+    from_engine: Vec<RootfsMount>,
 }
 
 impl Attach {
@@ -321,21 +321,27 @@ impl Attach {
         self.freshen(state)?;
 
         let plan = self.plan()?;
+        make_rootfs(&self.rootfs)?;
+        mounts::mount_all(&plan.before, &self.rootfs)?;
         let top = plan.lower.first().map(PathBuf::as_path).unwrap_or(Path::new("/"));
         let image =
             std::fs::metadata(top).context(|| format!("look at the image's layer {}", top.display()))?;
         state.prepare(&image, self.owner_on_disk(&plan, &image))?;
         let overlay = self.overlay(state, &plan)?;
-        make_rootfs(&self.rootfs)?;
-        mounts::mount_all(&engine_mounts(&plan.before), &self.rootfs)?;
-        mounts::mount_overlay(&overlay)?;
-        let device = mounts::overlay_device(&self.rootfs)?;
-        lease.update(|holder| holder.overlay = Some(device))?;
-        if self.place_targets(state, &overlay)? {
-            let device = mounts::overlay_device(&self.rootfs)?;
-            lease.update(|holder| holder.overlay = Some(device))?;
+        self.mount_overlay(&overlay, lease)?;
+        // A second look, because what was set aside may have hidden another.
+        for _ in 0..2 {
+            let misfits = state.note_targets(&self.rootfs, &self.wanted())?;
+            if misfits.is_empty() {
+                break;
+            }
+            mounts::unmount_recursive(&self.rootfs)?;
+            let moved = state.set_aside_misfits(&misfits, SystemTime::now())?;
+            tracing::warn!(state = %self.name, ?moved, "entries whose type no longer fits a mount were set aside");
+            mounts::mount_all(&plan.before, &self.rootfs)?;
+            self.mount_overlay(&overlay, lease)?;
         }
-        mounts::mount_all(&engine_mounts(&plan.after), &self.rootfs)?;
+        mounts::mount_all(&plan.after, &self.rootfs)?;
         if self.from_engine.is_empty() {
             self.redirect_root()?;
         }
@@ -373,14 +379,16 @@ impl Attach {
     }
 
     fn plan(&self) -> Result<RootPlan> {
-        let mounts = rootfs_mounts(&self.from_engine);
         let own = self.bundle.join(&self.spec.parsed.root.path);
-        let mut plan = RootPlan::new(&mounts, &own)?;
+        let mut plan = RootPlan::new(&self.from_engine, &own)?;
         // What a client put there before the start (a restored checkpoint's files) must not be lost.
         if let Some(upper) = plan.engine_upper.take()
             && std::fs::read_dir(&upper).is_ok_and(|mut entries| entries.next().is_some())
         {
             plan.lower.insert(0, upper);
+        }
+        if plan.lower.is_empty() {
+            plan.lower.push(self.rootfs.clone());
         }
         Ok(plan)
     }
@@ -428,38 +436,26 @@ impl Attach {
         })
     }
 
-    /// Notes what the runtime will make for its mounts, and moves what is in its way. Answers whether the root
-    /// had to be mounted again.
-    fn place_targets(&self, state: &State, overlay: &Overlay) -> Result<bool> {
-        let wanted: Vec<(PathBuf, Want)> = targets(&self.spec.parsed)
-            .into_iter()
-            .filter_map(|t| {
-                let want = match t.wants {
-                    Wants::RealDirectory => Want::RealDirectory,
-                    Wants::Directory => Want::Directory,
-                    // Without its source the runtime fails with a message of its own.
-                    Wants::SameAsSource(source) if std::fs::metadata(&source).ok()?.is_dir() => {
-                        Want::Directory
-                    }
-                    Wants::SameAsSource(_) => Want::File,
-                };
-                Some((t.destination, want))
-            })
-            .collect();
-        let mut again = false;
-        // A second look, because what was set aside may have hidden another.
-        for _ in 0..2 {
-            let misfits = state.note_targets(&self.rootfs, &wanted)?;
-            if misfits.is_empty() {
-                break;
-            }
-            mounts::unmount_recursive(&self.rootfs)?;
-            let moved = state.set_aside_misfits(&misfits, SystemTime::now())?;
-            tracing::warn!(state = %self.name, ?moved, "entries whose type no longer fits a mount were set aside");
-            mounts::mount_overlay(overlay)?;
-            again = true;
-        }
-        Ok(again)
+    /// Mounts the overlay, and notes its device with the lease: by it a survivor is recognised.
+    fn mount_overlay(&self, overlay: &Overlay, lease: &mut Lease) -> Result<()> {
+        mounts::mount_overlay(overlay)?;
+        let device = mounts::overlay_device(&self.rootfs)?;
+        Ok(lease.update(|holder| holder.overlay = Some(device))?)
+    }
+
+    /// What the runtime will mount on, and what must be there for it.
+    fn wanted(&self) -> Vec<(PathBuf, Want)> {
+        let want = |wants: Wants| match wants {
+            Wants::RealDirectory => Some(Want::RealDirectory),
+            Wants::Directory => Some(Want::Directory),
+            // Without its source the runtime fails with a message of its own.
+            Wants::SameAsSource(source) if std::fs::metadata(&source).ok()?.is_dir() => Some(Want::Directory),
+            Wants::SameAsSource(_) => Some(Want::File),
+        };
+        let targets = targets(&self.spec.parsed).into_iter();
+        targets
+            .filter_map(|t| Some((t.destination, want(t.wants)?)))
+            .collect()
     }
 
     /// `--rootfs`: the runtime is to take our mount, not the directory below it.
@@ -472,26 +468,6 @@ impl Attach {
         std::fs::write(self.bundle.join("config.json"), edited)
             .context(|| format!("redirect the root of the bundle {}", self.bundle.display()))
     }
-}
-
-fn rootfs_mounts(mounts: &[Mount]) -> Vec<RootfsMount> {
-    let mount = |m: &Mount| RootfsMount {
-        kind: m.kind.clone(),
-        source: m.source.clone(),
-        target: m.target.clone(),
-        options: m.options.clone(),
-    };
-    mounts.iter().map(mount).collect()
-}
-
-fn engine_mounts(mounts: &[RootfsMount]) -> Vec<Mount> {
-    let mount = |m: &RootfsMount| Mount {
-        kind: m.kind.clone(),
-        source: m.source.clone(),
-        target: m.target.clone(),
-        options: m.options.clone(),
-    };
-    mounts.iter().map(mount).collect()
 }
 
 /// A host's id as the container knows it; itself where it is not mapped.

@@ -115,14 +115,15 @@ impl Reaper {
         receive
     }
 
-    /// Whether a child of ours exists that has not been reaped, `pid` among them.
+    /// Whether `pid` is a child of ours that has not exited: its number cannot be another process's until it has
+    /// been reaped, which happens on this thread.
     #[must_use]
-    pub fn is_child(pid: i32) -> bool {
-        waitid(
-            Id::Pid(Pid::from_raw(pid)),
+    pub fn is_running_child(pid: u32) -> bool {
+        let state = waitid(
+            Id::Pid(Pid::from_raw(pid.cast_signed())),
             WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT,
-        )
-        .is_ok()
+        );
+        pid != 0 && state == Ok(WaitStatus::StillAlive)
     }
 }
 

@@ -167,6 +167,13 @@ impl Runc {
         self.simple("start", [id]).await
     }
 
+    /// Whether this is runc itself: of it we know that a container's init is a process of this machine, signalled
+    /// as such.
+    #[must_use]
+    pub fn is_runc(&self) -> bool {
+        self.binary.file_name() == Some(OsStr::new("runc"))
+    }
+
     /// `kill`, of init or of everything in the cgroup.
     ///
     /// # Errors

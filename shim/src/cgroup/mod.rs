@@ -222,6 +222,18 @@ impl Cgroup {
         }
     }
 
+    /// Whether a signal to its processes takes effect only once somebody thaws them: a frozen v1 cgroup, or one
+    /// that cannot be looked at. On v2 a frozen process dies of SIGKILL.
+    #[must_use]
+    pub fn holds_signals_back(&self) -> bool {
+        match &self.version {
+            Version::V1(group) => group.controller("freezer").is_none_or(|dir| {
+                fs::read_to_string(dir.join("freezer.state")).map_or(true, |state| state.trim() != "THAWED")
+            }),
+            Version::V2(_) => false,
+        }
+    }
+
     /// The directory that tells membership. A process that was never moved is in the root of a hierarchy,
     /// together with everything else on the host: that one is never anyone's own.
     fn own_directory(&self) -> Result<&Path> {

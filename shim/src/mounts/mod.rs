@@ -2,6 +2,7 @@
 
 mod idmap;
 mod info;
+mod loopdev;
 mod options;
 mod overlay;
 mod sys;
@@ -13,34 +14,23 @@ use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
 };
+use runtime_spec::mount::RootfsMount;
 
 pub use info::{MountInfo, mounts_under};
 pub use overlay::{IdMaps, Overlay, mount_overlay, overlay_device};
 
 use crate::error::{Context, Error, Result};
+use loopdev::LoopDevice;
 use options::Parsed;
 
 /// One mount as containerd asks for it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Mount {
-    /// The file system's type, or `bind`.
-    pub kind: String,
-    /// What is mounted.
-    pub source: String,
-    /// Where below the root file system; usually empty.
-    pub target: String,
-    /// As in fstab.
-    pub options: Vec<String>,
-}
-
-impl From<&types::mount::Mount> for Mount {
-    fn from(m: &types::mount::Mount) -> Self {
-        Mount {
-            kind: m.type_.clone(),
-            source: m.source.clone(),
-            target: m.target.clone(),
-            options: m.options.clone(),
-        }
+#[must_use]
+pub fn requested(m: &types::mount::Mount) -> RootfsMount {
+    RootfsMount {
+        kind: m.type_.clone(),
+        source: m.source.clone(),
+        target: m.target.clone(),
+        options: m.options.clone(),
     }
 }
 
@@ -48,7 +38,7 @@ impl From<&types::mount::Mount> for Mount {
 ///
 /// # Errors
 /// The first mount that fails.
-pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
+pub fn mount_all(mounts: &[RootfsMount], target: &Path) -> Result<()> {
     for (done, m) in mounts.iter().enumerate() {
         if let Err(error) = mount_one(m, target) {
             for m in mounts.iter().take(done).rev() {
@@ -62,7 +52,7 @@ pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
 }
 
 /// The place below `root` that a mount's own target names, never outside it.
-fn place(m: &Mount, root: &Path) -> Result<PathBuf> {
+fn place(m: &RootfsMount, root: &Path) -> Result<PathBuf> {
     let mut at = root.to_owned();
     for part in Path::new(&m.target).components() {
         match part {
@@ -85,7 +75,7 @@ fn place(m: &Mount, root: &Path) -> Result<PathBuf> {
     Ok(at)
 }
 
-fn mount_one(m: &Mount, root: &Path) -> Result<()> {
+fn mount_one(m: &RootfsMount, root: &Path) -> Result<()> {
     let target = place(m, root)?;
     let what = || format!("mount {} ({}) on {}", m.source, m.kind, target.display());
     if m.kind == "overlay" {
@@ -94,15 +84,24 @@ fn mount_one(m: &Mount, root: &Path) -> Result<()> {
     let Parsed {
         flags,
         propagation,
-        data,
+        mut data,
         loop_device,
     } = Parsed::of(&m.options);
-    if loop_device {
-        return Err(Error::Unimplemented(format!(
-            "{}: loop devices are not set up by this shim",
-            what()
-        )));
-    }
+    // Open until the mount stands: until then nothing else keeps the device bound.
+    let device = if loop_device {
+        let direct = data.iter().any(|option| option == "direct-io");
+        data.retain(|option| option != "direct-io");
+        let readonly = flags.contains(MsFlags::MS_RDONLY);
+        Some(
+            LoopDevice::new(Path::new(&m.source), readonly, direct)
+                .map_err(|e| Error::Other(format!("{}: {e}", what())))?,
+        )
+    } else {
+        None
+    };
+    let source = device
+        .as_ref()
+        .map_or(Path::new(&m.source), |device| &device.path);
     let bind = flags.contains(MsFlags::MS_BIND);
     let first = if bind {
         flags & (MsFlags::MS_BIND | MsFlags::MS_REC)
@@ -111,7 +110,7 @@ fn mount_one(m: &Mount, root: &Path) -> Result<()> {
     };
     let data = (!data.is_empty()).then(|| data.join(","));
     let kind = (!bind).then_some(m.kind.as_str());
-    mount(Some(m.source.as_str()), &target, kind, first, data.as_deref()).context(what)?;
+    mount(Some(source), &target, kind, first, data.as_deref()).context(what)?;
     let rest = || -> nix::Result<()> {
         for flag in &propagation {
             mount(None::<&str>, &target, None::<&str>, *flag, None::<&str>)?;
@@ -173,9 +172,9 @@ mod tests {
 
     #[test]
     fn targets_stay_inside() {
-        let m = |target: &str| Mount {
+        let m = |target: &str| RootfsMount {
             target: target.into(),
-            ..Mount::default()
+            ..RootfsMount::default()
         };
         assert_eq!(place(&m(""), Path::new("/r")).unwrap(), Path::new("/r"));
         assert_eq!(place(&m("/a/b"), Path::new("/r")).unwrap(), Path::new("/r/a/b"));

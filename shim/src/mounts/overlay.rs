@@ -16,7 +16,9 @@ use std::{
 use nix::mount::{MsFlags, mount};
 
 pub use super::idmap::IdMaps;
-use super::{Mount, idmap, options::Parsed};
+use runtime_spec::mount::{RootfsMount, split_lower};
+
+use super::{idmap, options::Parsed};
 use crate::error::{Context, Error, Result};
 
 /// mount(2) copies one page of options.
@@ -75,7 +77,7 @@ pub fn mount_overlay(o: &Overlay) -> Result<()> {
 }
 
 /// Mounts an overlay as containerd asked for it.
-pub(super) fn mount_plain(m: &Mount, target: &Path) -> Result<()> {
+pub(super) fn mount_plain(m: &RootfsMount, target: &Path) -> Result<()> {
     let Parsed {
         flags,
         propagation,
@@ -193,23 +195,6 @@ fn escape(path: &Path, special: &[u8]) -> Vec<u8> {
     escaped
 }
 
-/// Splits at colons that are not escaped, and takes the escapes away.
-fn split_lower(dirs: &str) -> Vec<PathBuf> {
-    let (mut all, mut one, mut bytes) = (Vec::new(), Vec::new(), dirs.bytes());
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'\\' => one.extend(bytes.next()),
-            b':' => all.push(std::mem::take(&mut one)),
-            _ => one.push(byte),
-        }
-    }
-    all.push(one);
-    all.into_iter()
-        .filter(|dir| !dir.is_empty())
-        .map(|dir| OsString::from_vec(dir).into())
-        .collect()
-}
-
 /// Major and minor device number of the overlay mounted at `target`: its own for as long as it stands anywhere.
 ///
 /// # Errors
@@ -230,11 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lower_directories_with_colons() {
-        assert_eq!(
-            split_lower("/a:/b\\:c:/d\\\\e"),
-            [Path::new("/a"), Path::new("/b:c"), Path::new("/d\\e")]
-        );
+    fn special_characters_are_escaped() {
         assert_eq!(escape(Path::new("/b:c,d\\e"), b"\\,:"), b"/b\\:c\\,d\\\\e");
     }
 }

@@ -86,6 +86,89 @@ pub fn child_in_user_namespace() -> io::Result<(i32, OwnedFd)> {
     Ok((i32::try_from(pid).unwrap_or_default(), write))
 }
 
+/// `struct loop_config` of linux/loop.h.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+/// `struct loop_info64` of linux/loop.h.
+#[repr(C)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
+nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, LoopConfig);
+
+/// The number of a loop device that was free a moment ago.
+///
+/// # Errors
+/// As the ioctl LOOP_CTL_GET_FREE.
+pub fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<i32> {
+    // SAFETY: no pointers are passed.
+    Ok(unsafe { loop_ctl_get_free(control.as_raw_fd()) }?)
+}
+
+/// Binds a file to a loop device, which unbinds itself when nobody uses it any more.
+///
+/// # Errors
+/// As the ioctl LOOP_CONFIGURE (kernel 5.8): EBUSY when somebody else took the device meanwhile.
+pub fn bind_loop_device(
+    device: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    name: &Path,
+    readonly: bool,
+    direct: bool,
+) -> io::Result<()> {
+    const READ_ONLY: u32 = 1;
+    const AUTOCLEAR: u32 = 4;
+    const DIRECT_IO: u32 = 16;
+    let mut file_name = [0; 64];
+    // losetup shows it; the last byte stays 0.
+    for (to, from) in file_name.iter_mut().take(63).zip(name.as_os_str().as_bytes()) {
+        *to = *from;
+    }
+    let config = LoopConfig {
+        fd: file.as_raw_fd().cast_unsigned(),
+        block_size: 0,
+        info: LoopInfo {
+            device: 0,
+            inode: 0,
+            rdevice: 0,
+            offset: 0,
+            size_limit: 0,
+            number: 0,
+            encrypt_type: 0,
+            encrypt_key_size: 0,
+            flags: AUTOCLEAR | if readonly { READ_ONLY } else { 0 } | if direct { DIRECT_IO } else { 0 },
+            file_name,
+            crypt_name: [0; 64],
+            encrypt_key: [0; 32],
+            init: [0; 2],
+        },
+        reserved: [0; 8],
+    };
+    // SAFETY: `config` has the layout of linux/loop.h and lives across the call.
+    unsafe { loop_configure(device.as_raw_fd(), &raw const config) }?;
+    Ok(())
+}
+
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
