@@ -32,8 +32,7 @@ pub struct Api {
 #[derive(Clone)]
 pub struct Model {
     container: Container,
-    /// The chain of layers below a snapshot.
-    pub parent: String,
+    parent: String,
 }
 
 /// The streams of a task; empty for none.
@@ -112,11 +111,17 @@ impl Api {
         Ok(Model { container, parent })
     }
 
-    /// Makes a container with a fresh snapshot, and answers with the mounts of its root.
+    /// Makes a container with a fresh snapshot, its spec changed by `edit`, and answers with the mounts of its root.
     ///
     /// # Errors
     /// containerd's own.
-    pub fn create(&self, id: &str, runtime: &str, model: &Model) -> Result<Vec<Mount>> {
+    pub fn create(
+        &self,
+        id: &str,
+        runtime: &str,
+        model: &Model,
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Vec<Mount>> {
         let (mut containers, mut snapshots) = (self.client.containers(), self.client.snapshots());
         let prepare = PrepareSnapshotRequest {
             snapshotter: SNAPSHOTTER.into(),
@@ -129,6 +134,7 @@ impl Api {
         let spec = model.container.spec.as_ref().context("the model has no spec")?;
         let mut json: Value = serde_json::from_slice(&spec.value)?;
         json["linux"]["cgroupsPath"] = format!("/{}/{id}", self.namespace).into();
+        edit(&mut json);
         let container = Container {
             id: id.into(),
             snapshot_key: id.into(),
@@ -155,8 +161,7 @@ impl Api {
     /// # Errors
     /// containerd's own, the shim's among them.
     pub fn create_task(&self, id: &str, rootfs: Vec<Mount>, streams: &Streams) -> Result<u32> {
-        let mut tasks = self.client.tasks();
-        let create = CreateTaskRequest {
+        self.create_task_with(CreateTaskRequest {
             container_id: id.into(),
             rootfs,
             stdin: streams.stdin.clone(),
@@ -164,8 +169,16 @@ impl Api {
             stderr: streams.stderr.clone(),
             terminal: streams.terminal,
             ..CreateTaskRequest::default()
-        };
-        Ok(self.call(create, |r| tasks.create(r))?.pid)
+        })
+    }
+
+    /// Makes the task of a container, with all that can be asked for.
+    ///
+    /// # Errors
+    /// containerd's own, the shim's among them.
+    pub fn create_task_with(&self, request: CreateTaskRequest) -> Result<u32> {
+        let mut tasks = self.client.tasks();
+        Ok(self.call(request, |r| tasks.create(r))?.pid)
     }
 
     /// Starts a task, or with an exec id an exec.
@@ -239,7 +252,7 @@ impl Api {
     /// # Errors
     /// Any of its steps.
     pub fn life(&self, id: &str, runtime: &str, model: &Model) -> Result<()> {
-        let mounts = self.create(id, runtime, model)?;
+        let mounts = self.create(id, runtime, model, |_| {})?;
         self.create_task(id, mounts, &Streams::default())?;
         self.start(id, "")?;
         self.wait(id, "")?;

@@ -2,6 +2,7 @@
 //! is reported by name and reason.
 
 mod bad_input;
+mod calls;
 mod keeps;
 mod kills;
 mod parity;
@@ -26,7 +27,14 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They kill daemons and measure: one at a time.
     arguments.test_threads = Some(1);
-    let tests: Vec<(&str, Test)> = [parity::TESTS, keeps::TESTS, kills::TESTS, bad_input::TESTS].concat();
+    let tests: Vec<(&str, Test)> = [
+        parity::TESTS,
+        calls::TESTS,
+        keeps::TESTS,
+        kills::TESTS,
+        bad_input::TESTS,
+    ]
+    .concat();
     let listing = arguments.list;
     let mut skipped = 0;
     let mut failed = false;

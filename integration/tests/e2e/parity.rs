@@ -23,10 +23,6 @@ pub const TESTS: &[(&str, Test)] = &[
     ("parity::all_output_arrives", all_output_arrives),
     ("parity::log_uris", log_uris),
     (
-        "parity::metrics_have_the_same_fields",
-        metrics_have_the_same_fields,
-    ),
-    (
         "parity::pass_through_is_the_stock_shim",
         pass_through_is_the_stock_shim,
     ),
@@ -351,30 +347,6 @@ fn log_uris(d: &Daemon) -> Result<()> {
         fs::read_to_string(&log).is_ok_and(|t| t == "lb key value\nlogged\n")
     })?;
     d.forget("lb")
-}
-
-/// Fields that are zero are left out of the text, so only the groups are compared here; the bytes are compared
-/// with the Go library's in the shim's own tests' fixtures.
-fn metrics_have_the_same_fields(d: &Daemon) -> Result<()> {
-    let image = d.import("busybox")?;
-    let groups = |runtime: &str, name: &str| -> Result<Vec<String>> {
-        d.ctr(&["run", "-d", "--runtime", runtime, &image, name, "sleep", "100"])?
-            .ok()?;
-        let text = d.ctr(&["task", "metrics", "--format", "json", name])?.ok()?;
-        d.forget(name)?;
-        let value: serde_json::Value = serde_json::from_str(&text)?;
-        let mut groups: Vec<String> = value
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(key, _)| key.clone())
-            .collect();
-        groups.sort();
-        Ok(groups)
-    };
-    let (ours, stock) = (groups(OURS, "me1")?, groups(STOCK, "me2")?);
-    ensure!(!ours.is_empty() && ours == stock, "{ours:?}\n{stock:?}");
-    Ok(())
 }
 
 fn pass_through_is_the_stock_shim(d: &Daemon) -> Result<()> {
