@@ -232,20 +232,24 @@ impl Daemon {
     /// # Errors
     /// When it cannot be built or imported.
     pub fn import(&self, name: &str) -> Result<String> {
+        self.import_into(self.namespace(), name)
+    }
+
+    /// The same in another of containerd's namespaces.
+    ///
+    /// # Errors
+    /// When it cannot be built or imported.
+    pub fn import_into(&self, namespace: &str, name: &str) -> Result<String> {
         let reference = crate::image(name);
-        if self
-            .ctr(&["images", "ls", "-q"])?
-            .ok()?
-            .lines()
-            .any(|line| line == reference)
-        {
+        let images = self.ctr(&["-n", namespace, "images", "ls", "-q"])?.ok()?;
+        if images.lines().any(|line| line == reference) {
             return Ok(reference);
         }
         run(Command::new(repository().join("hack/images/build")).arg(name))?
             .ok()
             .context("hack/images/build")?;
         let archive = repository().join("target/images").join(format!("{name}.tar"));
-        self.ctr(&["images", "import", &archive.to_string_lossy()])?
+        self.ctr(&["-n", namespace, "images", "import", &archive.to_string_lossy()])?
             .ok()?;
         Ok(reference)
     }

@@ -6,6 +6,7 @@ mod calls;
 mod keeps;
 mod kills;
 mod parity;
+mod pods;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         calls::TESTS,
         keeps::TESTS,
         kills::TESTS,
+        pods::TESTS,
         bad_input::TESTS,
     ]
     .concat();
@@ -42,7 +44,7 @@ fn main() -> ExitCode {
         let daemon = if listing {
             Ok(Err("only listed".into()))
         } else {
-            Daemon::up(version, "e2e", &[])
+            Daemon::up(version, "e2e", &["--cri"])
         };
         let daemon = match daemon {
             Ok(Ok(daemon)) => Some(Arc::new(daemon)),
