@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Deserializer};
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::Error;
 
@@ -128,15 +129,13 @@ impl Bundle {
     /// When it is not a JSON object.
     pub fn set_root_path(json: &[u8], path: &str) -> Result<Vec<u8>, Error> {
         let bad = |e: serde_json::Error| Error::Bundle(e.to_string());
-        let mut all: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(json).map_err(bad)?;
-        let root = all
-            .entry("root")
-            .or_insert_with(|| serde_json::Value::Object(serde_json::Map::new()));
-        match root {
-            serde_json::Value::Object(root) => drop(root.insert("path".into(), path.into())),
-            other => *other = serde_json::json!({ "path": path }),
-        }
+        // Raw, because numbers that are read and written again may be others.
+        type Fields = BTreeMap<String, Box<RawValue>>;
+        let mut all: Fields = serde_json::from_slice(json).map_err(bad)?;
+        let root = all.get("root").map(|root| serde_json::from_str(root.get()));
+        let mut root: Fields = root.and_then(Result::ok).unwrap_or_default();
+        root.insert("path".into(), to_raw_value(path).map_err(bad)?);
+        all.insert("root".into(), to_raw_value(&root).map_err(bad)?);
         serde_json::to_vec(&all).map_err(bad)
     }
 
@@ -194,6 +193,16 @@ mod tests {
         assert_eq!(
             value,
             serde_json::json!({"z":1,"root":{"readonly":true,"path":"rootfs"},"a":{"b":[1.5,null]}})
+        );
+    }
+
+    #[test]
+    fn numbers_are_not_rounded() {
+        let edited =
+            Bundle::set_root_path(br#"{"root":null,"x":[184467440473709551615,1e999]}"#, "r").unwrap();
+        assert_eq!(
+            edited,
+            br#"{"root":{"path":"r"},"x":[184467440473709551615,1e999]}"#
         );
     }
 
