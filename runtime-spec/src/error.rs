@@ -8,7 +8,9 @@ pub enum Error {
     Bundle(String),
     /// A name that cannot be a state's.
     #[error(
-        "{source_of} {value:?} cannot name a state: {problem}; a name is 1 to 128 of the characters A-Z a-z 0-9 . _ - and not \".\" or \"..\""
+        "{} {value:?} cannot name a state: {problem}; a name is 1 to 128 of the characters A-Z a-z 0-9 . _ - and not \".\" or \"..\"",
+        // It may hold a container's name, which anybody may have supplied.
+        .source_of.escape_debug()
     )]
     Name {
         /// Where the name comes from.
@@ -19,7 +21,7 @@ pub enum Error {
         problem: &'static str,
     },
     /// An annotation that does not parse.
-    #[error("annotation {key}={value:?}: {problem}")]
+    #[error("annotation {}={value:?}: {problem}", .key.escape_debug())]
     Annotation {
         /// Its key.
         key: String,

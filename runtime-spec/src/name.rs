@@ -426,6 +426,17 @@ mod tests {
     }
 
     #[test]
+    fn refusals_keep_to_one_line() {
+        let container = ("io.kubernetes.cri.container-name", "a\n\x1b[31mb");
+        let state = ("diffkeeper.io/state.a\n\x1b[31mb", "no/name");
+        let error = of_pod("k8s.io", &[container, state]).unwrap_err().to_string();
+        assert!(
+            error.contains("no/name") && !error.contains(char::is_control),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn tails() {
         let names: Vec<StateName> = ["ctr/default/web", "ctr/other/web", "ctr/default/db"]
             .iter()
