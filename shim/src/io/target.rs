@@ -45,8 +45,9 @@ impl Target {
         let Some((scheme, rest)) = uri.split_once("://") else {
             return Ok(Target::Fifo(uri.into()));
         };
+        let rest = rest.split_once('#').map_or(rest, |(before, _fragment)| before);
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let path = PathBuf::from(unescape(path)?);
+        let path = PathBuf::from(unescape(path, Plus::Itself)?);
         match scheme {
             "fifo" => Ok(Target::Fifo(path)),
             "file" => Ok(Target::File(path)),
@@ -55,27 +56,39 @@ impl Target {
                 let mut pairs: BTreeMap<String, Vec<String>> = BTreeMap::new();
                 for pair in query.split('&').filter(|p| !p.is_empty()) {
                     let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-                    pairs.entry(unescape(key)?).or_default().push(unescape(value)?);
+                    let key = unescape(key, Plus::Blank)?;
+                    pairs.entry(key).or_default().push(unescape(value, Plus::Blank)?);
                 }
                 let mut args = Vec::new();
                 for (key, values) in pairs {
                     args.push(key);
-                    // Only the first value of a key reaches the logger.
-                    args.extend(values.into_iter().next().filter(|value| !value.is_empty()));
+                    // Only the first value of a key reaches the logger; it does even if it is empty.
+                    args.extend(values.into_iter().next());
                 }
                 Ok(Target::Binary { program: path, args })
             }
-            _ => Err(Error::Other(format!("unknown STDIO scheme {scheme}"))),
+            _ => Err(Error::Other(format!(
+                "unknown STDIO scheme {}",
+                scheme.escape_debug()
+            ))),
         }
     }
 }
 
-fn unescape(text: &str) -> Result<String> {
+/// What a plus sign means: a blank in a query, itself in a path.
+#[derive(Clone, Copy, PartialEq)]
+enum Plus {
+    Blank,
+    Itself,
+}
+
+fn unescape(text: &str, plus: Plus) -> Result<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
         if byte != b'%' {
-            bytes.push(if byte == b'+' { b' ' } else { byte });
+            let blank = byte == b'+' && plus == Plus::Blank;
+            bytes.push(if blank { b' ' } else { byte });
             continue;
         }
         let hex: Vec<u8> = rest.by_ref().take(2).collect();
@@ -154,8 +167,10 @@ pub async fn start_logger(
     let ((out_read, out_write), (err_read, err_write), (ready_read, ready_write)) =
         (pipe()?, pipe()?, pipe()?);
     let mut command = Command::new(program);
+    // These two and nothing else, as the stock shim has it: ours names sockets that are no logger's business.
     command
         .args(args)
+        .env_clear()
         .env("CONTAINER_ID", container_id)
         .env("CONTAINER_NAMESPACE", namespace);
     command
@@ -237,15 +252,15 @@ mod tests {
             Target::Fifo("/run/f".into())
         );
         assert_eq!(
-            Target::parse("file:///var/log/a%20b").unwrap(),
-            Target::File("/var/log/a b".into())
+            Target::parse("file:///var/log/a%20b+c#fragment").unwrap(),
+            Target::File("/var/log/a b+c".into())
         );
-        let binary = Target::parse("binary:///bin/logger?z=1&a=&a=2").unwrap();
+        let binary = Target::parse("binary:///bin/logger?z=1+2&a=&a=2").unwrap();
         assert_eq!(
             binary,
             Target::Binary {
                 program: "/bin/logger".into(),
-                args: vec!["a".into(), "z".into(), "1".into()]
+                args: ["a", "", "z", "1 2"].map(str::to_owned).to_vec()
             }
         );
         assert!(
