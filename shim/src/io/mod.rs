@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 
 pub use console::{Console, ConsoleSocket};
 pub use pipes::Pipes;
+pub use target::Target;
 
 /// What the client asked the streams to be; the empty string is none.
 #[derive(Debug, Clone, Default)]

@@ -1,0 +1,33 @@
+//! What must hold for any input of the decoders. Each target is a plain function that panics where it does not:
+//! cargo-fuzz calls it (see `libfuzzer/`), and an ordinary test calls it with the committed seeds and mutations of
+//! them (see `tests/mutations.rs`).
+// A failed assertion is how a target reports.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod records;
+mod shim;
+mod spec;
+
+pub use self::{records::*, shim::*, spec::*};
+
+/// One target.
+pub type Target = fn(&[u8]);
+
+/// Every target, under the name that its seeds and its cargo-fuzz binary have.
+pub const TARGETS: [(&str, Target); 10] = [
+    ("annotations", annotations),
+    ("bootstrap", bootstrap),
+    ("bundle", bundle),
+    ("config", config),
+    ("duration", duration),
+    ("mount", mount),
+    ("records", records),
+    ("runtime_options", runtime_options),
+    ("state_name", state_name),
+    ("stream_uri", stream_uri),
+];
+
+/// The input as text; none where it is not UTF-8.
+fn text(data: &[u8]) -> Option<&str> {
+    std::str::from_utf8(data).ok()
+}
