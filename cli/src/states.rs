@@ -47,6 +47,9 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
                 })),
                 "name_chosen": chosen,
                 "expires": expires.map(seconds),
+                "roots": info.roots().iter().map(|(root, mounted)| json!({
+                    "path": root.destination().to_string_lossy(), "kind": root.kind(), "mounted": mounted,
+                })).collect::<Vec<_>>(),
             }));
         } else {
             let unused = "-".to_owned();
@@ -62,6 +65,15 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
                     .to_owned(),
                 expires.map_or_else(|| "never".to_owned(), |at| table::relative(at, now)),
             ]);
+            // What the last life did not mount is still there, and still takes room.
+            for (root, _) in info.roots().iter().filter(|(_, mounted)| !mounted) {
+                let told = format!(
+                    "  {} ({}, not mounted)",
+                    root.destination().display(),
+                    root.kind()
+                );
+                rows.push(vec![told]);
+            }
         }
     }
     if as_json {

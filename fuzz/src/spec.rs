@@ -9,7 +9,7 @@ use std::{
 
 use runtime_spec::{
     annotations::{Annotations, WhenMissing},
-    bundle::Bundle,
+    bundle::{Bundle, Edits},
     config::{Config, Reclaim},
     duration,
     mount::{self, RootPlan, RootfsMount},
@@ -134,6 +134,13 @@ pub fn annotations(data: &[u8]) {
     }
 }
 
+fn moved_root() -> Edits {
+    Edits {
+        root_path: Some("/moved".into()),
+        ..Edits::default()
+    }
+}
+
 /// A bundle parses or not; with another root path it is the same but for that path.
 pub fn bundle(data: &[u8]) {
     let parsed = Bundle::parse(data);
@@ -160,7 +167,7 @@ pub fn bundle(data: &[u8]) {
             }
         }
     }
-    let Ok(edited) = Bundle::set_root_path(data, "/moved") else {
+    let Ok(edited) = Bundle::edit(data, &moved_root()) else {
         return;
     };
     let value = |json: &[u8]| serde_json::from_slice::<serde_json::Value>(json).ok();

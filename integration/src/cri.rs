@@ -299,17 +299,28 @@ impl Pod<'_, '_> {
         fs::read_to_string(&file).with_context(|| file.display().to_string())
     }
 
-    /// Stops and removes it with all its containers, as the kubelet does with a deleted pod.
+    /// Stops and removes it with all its containers, as the kubelet does with a deleted pod: again and again until it
+    /// is gone.
     ///
     /// # Errors
-    /// The service's own.
+    /// The service's last one, after half a minute.
     pub fn delete(self) -> Result<()> {
+        let mut last = Ok(());
+        let gone = || {
+            last = self.try_delete();
+            last.is_ok()
+        };
+        let waited = until("the pod's removal", Duration::from_secs(30), gone);
+        last.and(waited)
+    }
+
+    fn try_delete(&self) -> Result<()> {
         let stop = StopPodSandboxRequest {
             pod_sandbox_id: self.id.clone(),
         };
         self.cri.call(self.cri.client().stop_pod_sandbox(stop))?;
         let remove = RemovePodSandboxRequest {
-            pod_sandbox_id: self.id,
+            pod_sandbox_id: self.id.clone(),
         };
         self.cri
             .call(self.cri.client().remove_pod_sandbox(remove))

@@ -98,23 +98,26 @@ impl State {
     /// A path that is there and cannot be renamed.
     pub fn set_aside_excluded(&self, paths: &[PathBuf]) -> Result<Trash> {
         let mut trash = Trash::default();
-        if !self.exists() {
-            return Ok(trash);
-        }
-        let upper = tree::open_dir(&self.upper())?;
-        for path in paths {
-            let Some((dir, name)) = tree::parent_of(&upper, path) else {
-                continue;
-            };
-            let Some(stat) = tree::entry(&dir, name) else {
-                continue;
-            };
-            if stat.st_mode & libc::S_IFMT == libc::S_IFLNK {
-                continue;
+        for root in self.overlays() {
+            let upper = tree::open_dir(&root.upper())?;
+            // What lies outside of a kept path is not kept anyway.
+            let inside = paths
+                .iter()
+                .filter_map(|p| p.strip_prefix(root.root.destination()).ok());
+            for path in inside {
+                let Some((dir, name)) = tree::parent_of(&upper, path) else {
+                    continue;
+                };
+                let Some(stat) = tree::entry(&dir, name) else {
+                    continue;
+                };
+                if stat.st_mode & libc::S_IFMT == libc::S_IFLNK {
+                    continue;
+                }
+                let to = self.node().trash_name()?;
+                renameat(&dir, name, nix::fcntl::AT_FDCWD, &to).on("set aside the excluded", path)?;
+                trash.0.push(to);
             }
-            let to = self.node().trash_name()?;
-            renameat(&dir, name, nix::fcntl::AT_FDCWD, &to).on("set aside the excluded", path)?;
-            trash.0.push(to);
         }
         Ok(trash)
     }
@@ -144,10 +147,9 @@ mod tests {
         std::fs::create_dir_all(outside.join("run")).unwrap();
         let node = Node::open(&dir.path().join("root")).unwrap();
         let state = node.state(&"ctr/default/web".parse().unwrap());
-        state
-            .prepare(&std::fs::metadata(dir.path()).unwrap(), (0, 0))
-            .unwrap();
-        let upper = state.upper();
+        let root = state.root(&crate::Root::Rootfs).unwrap();
+        root.prepare_overlay(0o755, (0, 0)).unwrap();
+        let upper = root.upper();
         std::fs::create_dir_all(upper.join("tmp/a/b")).unwrap();
         std::fs::create_dir_all(upper.join("run")).unwrap();
         symlink(&outside, upper.join("var")).unwrap();

@@ -3,6 +3,7 @@
 //! Everything inside a live tree is a container's, and hostile: it is walked by directory descriptor, and no link
 //! in it is ever followed.
 
+mod copy;
 mod error;
 mod exclude;
 mod layout;
@@ -10,6 +11,7 @@ mod lease;
 mod placeholder;
 mod probe;
 mod reclaim;
+mod root;
 mod state;
 mod survivor;
 mod sys;
@@ -22,5 +24,6 @@ pub use lease::{Attempt, Holder, Init, Lease};
 pub use placeholder::{Misfit, Want};
 pub use probe::in_use;
 pub use reclaim::{Size, StateInfo};
-pub use state::{Policy, Record, State};
+pub use root::{Root, RootDir, look_inside};
+pub use state::{Life, Policy, Record, State};
 pub use survivor::Evicted;

@@ -6,7 +6,6 @@ use std::{
     ffi::OsString,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Component, Path, PathBuf},
-    time::SystemTime,
 };
 
 use nix::{
@@ -19,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Context, Result},
     layout::make,
+    root::RootDir,
     state::{State, read_json, write_json},
     sys, tree,
 };
@@ -87,9 +87,9 @@ impl Merged {
     }
 }
 
-impl State {
-    /// Looks at the mounted root before the runtime does: notes what it will have to make, and answers with what
-    /// is in its way. `merged` is where this state's overlay is mounted.
+impl RootDir {
+    /// Looks at the mounted overlay before the runtime does: notes what it will have to make, and answers with what
+    /// is in its way. `merged` is where this root's overlay is mounted; targets outside of the root are not its.
     ///
     /// # Errors
     /// A root that cannot be opened, a record that cannot be written.
@@ -103,22 +103,26 @@ impl State {
         let mut notes = Placeholders::default();
         let mut misfits = Vec::new();
         for (target, want) in targets {
-            note(&merged, &upper, target, *want, &mut notes, &mut misfits);
+            match target.strip_prefix(self.root.destination()) {
+                Ok(below) if below != Path::new("") => {
+                    note(&merged, &upper, below, *want, &mut notes, &mut misfits);
+                }
+                _ => {}
+            }
         }
         if misfits.is_empty() && notes != Placeholders::default() {
-            write_json(&self.dir().join("placeholders.json"), &notes)?;
+            write_json(&self.placeholders(), &notes)?;
         }
         Ok(misfits)
     }
 
-    /// Moves what is in a mount's way out of the upper. Nothing may be mounted on it. What is the image's own is
-    /// left, and the runtime will say what it thinks of it.
+    /// Moves what is in a mount's way out of the upper, into `aside`. Nothing may be mounted on it. What is the
+    /// image's own is left, and the runtime will say what it thinks of it.
     ///
     /// # Errors
     /// An entry that cannot be renamed.
-    pub fn set_aside_misfits(&self, misfits: &[Misfit], now: SystemTime) -> Result<Vec<PathBuf>> {
+    pub fn set_aside_misfits(&self, misfits: &[Misfit], aside: &Path) -> Result<Vec<PathBuf>> {
         let upper = tree::open_dir(&self.upper())?;
-        let aside = self.aside(now);
         let mut moved = Vec::new();
         for (n, misfit) in misfits.iter().enumerate() {
             let Some((dir, name)) = tree::parent_of(&upper, &misfit.path) else {
@@ -127,7 +131,7 @@ impl State {
             if tree::entry(&dir, name).is_none() {
                 continue;
             }
-            make(&aside)?;
+            make(aside)?;
             let mut to = OsString::from(format!("{n}-"));
             to.push(name);
             let to = aside.join(to);
@@ -137,12 +141,8 @@ impl State {
         Ok(moved)
     }
 
-    /// Removes what the runtime made for its mounts and nobody filled. Nothing may be mounted on the upper.
-    ///
-    /// # Errors
-    /// A record that cannot be removed.
-    pub fn remove_placeholders(&self) -> Result<()> {
-        let file = self.dir().join("placeholders.json");
+    fn remove_placeholders(&self) -> Result<()> {
+        let file = self.placeholders();
         let Some(notes) = read_json::<Placeholders>(&file) else {
             return Ok(());
         };
@@ -179,6 +179,16 @@ impl State {
             }
         }
         std::fs::remove_file(&file).on("remove", &file)
+    }
+}
+
+impl State {
+    /// Removes what the runtime made for its mounts and nobody filled. Nothing may be mounted on the uppers.
+    ///
+    /// # Errors
+    /// A record that cannot be removed.
+    pub fn remove_placeholders(&self) -> Result<()> {
+        self.overlays().try_for_each(|root| root.remove_placeholders())
     }
 }
 
@@ -289,7 +299,7 @@ mod tests {
         }
     }
 
-    fn mounted(state: &State, dir: &Path) -> Mounted {
+    fn mounted(state: &RootDir, dir: &Path) -> Mounted {
         let merged = dir.join("merged");
         let data = format!(
             "lowerdir={},upperdir={},workdir={},index=off",
@@ -308,7 +318,7 @@ mod tests {
         Mounted(merged)
     }
 
-    fn setup(dir: &Path) -> Option<State> {
+    fn setup(dir: &Path) -> Option<RootDir> {
         if !nix::unistd::geteuid().is_root() {
             println!("skipped: placeholders need root (mounts)");
             return None;
@@ -318,10 +328,9 @@ mod tests {
         }
         let node = Node::open(&dir.join("root")).unwrap();
         let state = node.state(&"ctr/default/web".parse().unwrap());
-        state
-            .prepare(&std::fs::metadata(dir.join("image")).unwrap(), (0, 0))
-            .unwrap();
-        Some(state)
+        let root = state.root(&crate::Root::Rootfs).unwrap();
+        root.prepare_overlay(0o755, (0, 0)).unwrap();
+        Some(root)
     }
 
     #[test]
@@ -380,7 +389,9 @@ mod tests {
         };
         let paths: Vec<_> = misfits.iter().map(|m| m.path.to_str().unwrap()).collect();
         assert_eq!(paths, ["data", "conf", "proc"]);
-        let moved = state.set_aside_misfits(&misfits, SystemTime::now()).unwrap();
+        let moved = state
+            .set_aside_misfits(&misfits, &dir.path().join("aside"))
+            .unwrap();
         assert_eq!(moved.len(), 3);
         assert_eq!(std::fs::read(&moved[0]).unwrap(), b"was a file");
         let m = mounted(&state, dir.path());

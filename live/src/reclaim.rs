@@ -12,6 +12,7 @@ use crate::{
     error::{Context, Error, Result},
     layout::Node,
     lease::{Attempt, Holder},
+    root::Root,
     state::{Policy, Record, State, read_json, time},
     sys, tree,
 };
@@ -46,6 +47,29 @@ impl StateInfo {
     /// A directory of ours that cannot be read.
     pub fn size(&self) -> Result<Size> {
         tree::size(&self.dir)
+    }
+
+    /// Its roots, and whether its last life mounted them.
+    #[must_use]
+    pub fn roots(&self) -> Vec<(Root, bool)> {
+        let mounted = |name: &str| {
+            self.record
+                .as_ref()
+                .is_none_or(|r| r.roots.iter().any(|root| root == name))
+        };
+        let names = std::fs::read_dir(self.dir.join("roots"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut roots: Vec<_> = names
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let name = name.to_str()?;
+                Some((Root::of_dir_name(name)?, mounted(name)))
+            })
+            .collect();
+        roots.sort();
+        roots
     }
 
     /// When a container last took or left it.
@@ -185,11 +209,16 @@ mod tests {
             ("k8s/shop/db/pg", Policy::Keep),
         ] {
             let state = node.state(&name.parse().unwrap());
-            state
-                .prepare(&std::fs::metadata(dir.path()).unwrap(), (0, 0))
-                .unwrap();
-            std::fs::write(state.upper().join("f"), vec![1; 5000]).unwrap();
-            state.attached(true, policy, "c1", now).unwrap();
+            let root = state.root(&crate::Root::Rootfs).unwrap();
+            root.prepare_overlay(0o755, (0, 0)).unwrap();
+            std::fs::write(root.upper().join("f"), vec![1; 5000]).unwrap();
+            let life = crate::Life {
+                chosen: true,
+                reclaim: policy,
+                container: "c1",
+                roots: &[root],
+            };
+            state.attached(&life, now).unwrap();
         }
         let names = |list: Vec<StateInfo>| list.iter().map(|s| s.name.to_string()).collect::<Vec<_>>();
         assert_eq!(

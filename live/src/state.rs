@@ -1,8 +1,6 @@
 //! One state: its record and its directories.
 
 use std::{
-    fs::Metadata,
-    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -12,9 +10,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Context, Error, Result},
-    layout::{Node, make},
+    layout::Node,
     lease::Holder,
     probe,
+    root::RootDir,
 };
 
 /// The version of the records in a state's directory.
@@ -57,6 +56,22 @@ pub struct Record {
     pub last_container: Option<String>,
     /// When it is forgotten.
     pub reclaim: Policy,
+    /// The roots that were mounted in the last life, by the names of their directories.
+    #[serde(default)]
+    pub roots: Vec<String>,
+}
+
+/// What a container that takes a state makes of it.
+#[derive(Debug)]
+pub struct Life<'a> {
+    /// A person chose the name.
+    pub chosen: bool,
+    /// When the state is to be forgotten.
+    pub reclaim: Policy,
+    /// The container's id.
+    pub container: &'a str,
+    /// What is mounted of it.
+    pub roots: &'a [RootDir],
 }
 
 /// A state on this node.
@@ -89,22 +104,11 @@ impl State {
         &self.dir
     }
 
-    /// The overlay's upper directory.
-    #[must_use]
-    pub fn upper(&self) -> PathBuf {
-        self.dir.join("roots/rootfs/upper")
-    }
-
-    /// The overlay's work directory.
-    #[must_use]
-    pub fn work(&self) -> PathBuf {
-        self.dir.join("roots/rootfs/work")
-    }
-
     /// Whether there is a live tree.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.upper().is_dir()
+        let there = |root: &RootDir| root.upper().is_dir() || root.tree().is_dir();
+        self.roots().iter().any(there)
     }
 
     /// The record; none where there is none or it is damaged: a power cut may tear it, and the live tree
@@ -114,39 +118,23 @@ impl State {
         read_json(&self.dir.join("state.json")).filter(|r: &Record| r.format == FORMAT)
     }
 
-    /// Makes the directories of a new state; `/` in the container takes owner and mode of `like`, the image's.
-    ///
-    /// # Errors
-    /// A full or read-only disk.
-    pub fn prepare(&self, like: &Metadata, owner: (u32, u32)) -> Result<()> {
-        let upper = self.upper();
-        if !upper.is_dir() {
-            make(&self.work())?;
-            // Renamed into place when it is right: a crash in between leaves no `/` with a wrong owner.
-            let fresh = self.dir.join("roots/rootfs/fresh");
-            make(&fresh)?;
-            std::os::unix::fs::chown(&fresh, Some(owner.0), Some(owner.1)).on("set the owner of", &fresh)?;
-            let mode = std::fs::Permissions::from_mode(like.mode() & 0o7777);
-            std::fs::set_permissions(&fresh, mode).on("set the mode of", &fresh)?;
-            std::fs::rename(&fresh, &upper).on("make", &upper)?;
-        }
-        make(&self.work())
-    }
-
     /// Records that a container has taken it.
     ///
     /// # Errors
     /// A full or read-only disk.
-    pub fn attached(&self, chosen: bool, reclaim: Policy, container: &str, now: SystemTime) -> Result<()> {
+    pub fn attached(&self, life: &Life<'_>, now: SystemTime) -> Result<()> {
         let now = seconds(now);
         let created = self.record().map_or(now, |r| r.created);
+        let roots = life.roots.iter().map(|root| root.root.dir_name());
+        let roots = roots.map(|name| Ok(name?.to_string_lossy().into_owned()));
         let record = Record {
             format: FORMAT,
-            chosen,
+            chosen: life.chosen,
             created,
             last_used: now,
-            last_container: Some(container.into()),
-            reclaim,
+            last_container: Some(life.container.into()),
+            reclaim: life.reclaim,
+            roots: roots.collect::<Result<_>>()?,
         };
         write_json(&self.dir.join("state.json"), &record)
     }
@@ -168,13 +156,22 @@ impl State {
         }
     }
 
-    /// Asks the kernel whether an overlay stands on the upper directory.
+    /// Whether the kernel says that an overlay stands on one of the upper directories.
+    pub(crate) fn is_mounted(&self) -> Result<bool> {
+        for root in self.overlays() {
+            if probe::in_use(&root.upper())? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Asks the kernel whether an overlay stands on an upper directory.
     ///
     /// # Errors
     /// [`Error::StillInUse`] if so.
     pub fn refuse_if_mounted(&self) -> Result<()> {
-        let upper = self.upper();
-        if upper.is_dir() && probe::in_use(&upper)? {
+        if self.is_mounted()? {
             return Err(Error::StillInUse {
                 state: self.name.to_string(),
                 pids: Vec::new(),
@@ -192,8 +189,9 @@ impl State {
         }
     }
 
-    /// Sets an entry of the upper aside, under the time, and answers where.
-    pub(crate) fn aside(&self, now: SystemTime) -> PathBuf {
+    /// Where what had to make way is set aside: a directory named by the time.
+    #[must_use]
+    pub fn aside(&self, now: SystemTime) -> PathBuf {
         self.dir.join("aside").join(seconds(now).to_string())
     }
 }

@@ -21,7 +21,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     lease::{Holder, Lease},
-    probe,
+    root::Root,
     state::State,
     sys,
 };
@@ -44,12 +44,12 @@ impl State {
     /// # Errors
     /// [`Error::StillInUse`] when it is not free in time: something uses it that is not provably the holder's.
     pub fn evict(&self, lease: &Lease, limit: Duration) -> Result<Option<Evicted>> {
-        let upper = self.upper();
+        self.unmount_paths();
         let since = Instant::now();
         let mut killed = Vec::new();
         // After a reboot nothing of it can be alive.
         let dead = lease.previous().filter(|holder| holder.boot_id == boot_id());
-        while upper.is_dir() && probe::in_use(&upper)? {
+        while self.is_mounted()? {
             let Some(holder) = dead else {
                 return Err(Error::StillInUse {
                     state: self.name().to_string(),
@@ -75,6 +75,16 @@ impl State {
             holder: holder.clone(),
             killed,
         }))
+    }
+}
+
+impl State {
+    /// Unmounts the overlays of kept paths, wherever a shim left them: they stand in the state's own directory.
+    pub fn unmount_paths(&self) {
+        for root in self.overlays().filter(|root| root.root != Root::Rootfs) {
+            // Mostly there is nothing.
+            while umount2(&root.merged(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_ok() {}
+        }
     }
 }
 

@@ -73,6 +73,129 @@ pub fn has_xattr(fd: BorrowedFd<'_>, wanted: impl Fn(&[u8]) -> bool) -> io::Resu
         .any(|name| !name.is_empty() && wanted(name)))
 }
 
+/// Copies the extended attributes that belong to the content: not overlayfs's own, nor the label of SELinux, which is
+/// the mount's.
+///
+/// # Errors
+/// As fsetxattr(2). Attributes that the target's file system does not know at all are left out.
+pub fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    const LONGEST: usize = 65536;
+    // SAFETY: with a null buffer only the length is asked for.
+    let n = unsafe { libc::flistxattr(from.as_raw_fd(), std::ptr::null_mut(), 0) };
+    if n <= 0 {
+        return Ok(());
+    }
+    let mut names = vec![0u8; LONGEST];
+    // SAFETY: the buffer's length is passed with it.
+    let n = unsafe { libc::flistxattr(from.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
+    names.truncate(usize::try_from(n).map_err(|_| io::Error::last_os_error())?);
+    let mut value = vec![0u8; LONGEST];
+    for name in names.split_inclusive(|b| *b == 0) {
+        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"security.selinux") {
+            continue;
+        }
+        let Ok(name) = CStr::from_bytes_with_nul(name) else {
+            continue;
+        };
+        // SAFETY: the name is a C string, the buffer's length is passed with it.
+        let n = unsafe {
+            libc::fgetxattr(
+                from.as_raw_fd(),
+                name.as_ptr(),
+                value.as_mut_ptr().cast(),
+                value.len(),
+            )
+        };
+        let Ok(n) = usize::try_from(n) else { continue };
+        // SAFETY: as above; `n` bytes of the buffer have been filled.
+        let set = unsafe { libc::fsetxattr(to.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), n, 0) };
+        if set < 0 {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::EOPNOTSUPP) {
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Shares the whole content of one file with another (a reflink).
+///
+/// # Errors
+/// As ioctl_ficlonerange(2): most file systems cannot.
+pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
+    const FICLONE: libc::Ioctl = 0x4004_9409_u32 as libc::Ioctl;
+    // SAFETY: the argument is a descriptor.
+    if unsafe { libc::ioctl(to.as_raw_fd(), FICLONE, from.as_raw_fd()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Copies the content of a file and leaves its holes holes. `buffer` is scratch that callers use again.
+///
+/// # Errors
+/// As copy_file_range(2), read(2), write(2).
+pub fn copy_ranges(from: &File, to: &File, buffer: &mut Vec<u8>) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    const BUFFER: usize = 256 * 1024;
+    let length = from.metadata()?.len();
+    to.set_len(length)?;
+    let seek = |at: u64, whence| -> io::Result<Option<u64>> {
+        let at = i64::try_from(at).map_err(io::Error::other)?;
+        // SAFETY: no pointers are passed.
+        match unsafe { libc::lseek(from.as_raw_fd(), at, whence) } {
+            -1 => match io::Error::last_os_error() {
+                e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                e => Err(e),
+            },
+            found => Ok(u64::try_from(found).ok()),
+        }
+    };
+    let mut at = 0;
+    while at < length {
+        let Some(data) = seek(at, libc::SEEK_DATA)? else {
+            break;
+        };
+        let end = seek(data, libc::SEEK_HOLE)?.unwrap_or(length).min(length);
+        at = data;
+        while at < end {
+            let (mut i, mut o) = (at.cast_signed(), at.cast_signed());
+            let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
+            // SAFETY: both offsets live across the call.
+            let n = unsafe {
+                libc::copy_file_range(
+                    from.as_raw_fd(),
+                    &raw mut i,
+                    to.as_raw_fd(),
+                    &raw mut o,
+                    wanted,
+                    0,
+                )
+            };
+            let n = match n {
+                // The file got shorter, or the file systems cannot do it among themselves.
+                0 | -1 => {
+                    buffer.resize(BUFFER, 0);
+                    let wanted = wanted.min(BUFFER);
+                    let Some(part) = buffer.get_mut(..wanted) else {
+                        break;
+                    };
+                    let n = from.read_at(part, at)?;
+                    if n == 0 {
+                        return Ok(());
+                    }
+                    to.write_all_at(part.get(..n).unwrap_or_default(), at)?;
+                    n as u64
+                }
+                n => n.unsigned_abs() as u64,
+            };
+            at += n;
+        }
+    }
+    Ok(())
+}
+
 /// Opens below a directory as if it were `/`: links inside it cannot lead out.
 ///
 /// # Errors

@@ -22,7 +22,8 @@ use crate::{
     reclaim::Size,
 };
 
-const DIR: OFlag = OFlag::O_RDONLY
+/// A directory and no link.
+pub(crate) const DIR: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_DIRECTORY)
     .union(OFlag::O_NOFOLLOW)
     .union(OFlag::O_CLOEXEC);

@@ -6,12 +6,18 @@ use crate::{Error, config::Reclaim, duration};
 
 const PREFIX: &str = "diffkeeper.io/";
 /// Keys with a meaning in this version, without the prefix.
-const KNOWN: [&str; 5] = ["state", "exclude", "reclaim", "lease-wait", "when-missing"];
-/// Keys with a meaning in a later one: refused, so that nobody relies on what is not there.
-const LATER: [&str; 10] = [
+const KNOWN: [&str; 8] = [
+    "state",
     "paths",
+    "exclude",
     "include-mounts",
     "on-image-change",
+    "reclaim",
+    "lease-wait",
+    "when-missing",
+];
+/// Keys with a meaning in a later one: refused, so that nobody relies on what is not there.
+const LATER: [&str; 7] = [
     "from",
     "restore",
     "pre-commit",
@@ -31,9 +37,40 @@ pub enum WhenMissing {
     Refuse,
 }
 
+/// What to do when a container comes with another image than the state's last one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnImageChange {
+    /// What the container wrote wins, everything else comes from the new image.
+    #[default]
+    Keep,
+    /// The live tree is set aside, and the container starts from the image.
+    Fresh,
+    /// The container does not start.
+    Refuse,
+}
+
+impl OnImageChange {
+    /// `keep`, `fresh` or `refuse`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<OnImageChange> {
+        match text {
+            "keep" => Some(OnImageChange::Keep),
+            "fresh" => Some(OnImageChange::Fresh),
+            "refuse" => Some(OnImageChange::Refuse),
+            _ => None,
+        }
+    }
+}
+
 /// The annotations of one container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Annotations {
+    /// The only paths that are kept; the configuration's where it is not given.
+    pub paths: Option<Vec<PathBuf>>,
+    /// Mounts that a person declared and that are kept all the same.
+    pub include_mounts: Vec<PathBuf>,
+    /// What to do when the container comes with another image.
+    pub on_image_change: Option<OnImageChange>,
     /// Paths that start empty in each container; the configuration's where it is not given.
     pub exclude: Option<Vec<PathBuf>>,
     /// When the state expires; the configuration's where it is not given.
@@ -61,6 +98,14 @@ impl Annotations {
                 problem,
             };
             match short {
+                "paths" if value == "all" => parsed.paths = Some(Vec::new()),
+                "paths" => parsed.paths = Some(paths(value).map_err(bad)?),
+                "include-mounts" => parsed.include_mounts = paths(value).map_err(bad)?,
+                "on-image-change" => {
+                    let what = OnImageChange::parse(value)
+                        .ok_or_else(|| bad("expected keep, fresh or refuse".into()))?;
+                    parsed.on_image_change = Some(what);
+                }
                 "exclude" if value == "none" => parsed.exclude = Some(Vec::new()),
                 "exclude" => parsed.exclude = Some(paths(value).map_err(bad)?),
                 "reclaim" => {
@@ -95,8 +140,17 @@ impl Annotations {
     }
 }
 
+/// A longer list of paths is a mistake, or worse.
+const LONGEST_LIST: usize = 16 * 1024;
+
 /// Absolute paths with commas between, none of them the root or leading above it.
 pub(crate) fn paths(text: &str) -> Result<Vec<PathBuf>, String> {
+    if text.len() > LONGEST_LIST {
+        return Err(format!(
+            "{} bytes are too many for a list of paths: at most {LONGEST_LIST}",
+            text.len()
+        ));
+    }
     let list = text.split(',').map(str::trim).filter(|p| !p.is_empty());
     list.map(|p| check_path(p).map(|()| PathBuf::from(p))).collect()
 }
@@ -167,7 +221,10 @@ mod tests {
             ("exclude", "/"),
             ("exclude", "/a/../b"),
             ("exlude", "/tmp"),
-            ("paths", "/data"),
+            ("paths", "data"),
+            ("include-mounts", "/a//b"),
+            ("on-image-change", "ask"),
+            ("restore", "head"),
         ] {
             let error = parse(&format!("diffkeeper.io/{key}"), value)
                 .unwrap_err()

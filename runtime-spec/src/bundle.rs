@@ -33,6 +33,26 @@ pub struct Bundle {
     pub linux: Linux,
 }
 
+/// What a shim changes of a `config.json` before the runtime reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Edits {
+    /// Another root path.
+    pub root_path: Option<String>,
+    /// Other sources of mounts, by their place in the list.
+    pub sources: BTreeMap<usize, PathBuf>,
+    /// Bind mounts to be made before all others.
+    pub binds: Vec<Bind>,
+}
+
+/// A bind mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// Absolute in the container.
+    pub destination: PathBuf,
+    /// A directory of the host.
+    pub source: PathBuf,
+}
+
 /// The root file system.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct Root {
@@ -123,19 +143,48 @@ impl Bundle {
         serde_json::from_slice(json).map_err(|e| Error::Bundle(e.to_string()))
     }
 
-    /// `config.json` with another root path, all else as it was.
+    /// `config.json` with these changes, all else as it was.
     ///
     /// # Errors
-    /// When it is not a JSON object.
-    pub fn set_root_path(json: &[u8], path: &str) -> Result<Vec<u8>, Error> {
+    /// When it is not a JSON object of an OCI configuration's shape.
+    pub fn edit(json: &[u8], edits: &Edits) -> Result<Vec<u8>, Error> {
         let bad = |e: serde_json::Error| Error::Bundle(e.to_string());
         // Raw, because numbers that are read and written again may be others.
         type Fields = BTreeMap<String, Box<RawValue>>;
         let mut all: Fields = serde_json::from_slice(json).map_err(bad)?;
-        let root = all.get("root").map(|root| serde_json::from_str(root.get()));
-        let mut root: Fields = root.and_then(Result::ok).unwrap_or_default();
-        root.insert("path".into(), to_raw_value(path).map_err(bad)?);
-        all.insert("root".into(), to_raw_value(&root).map_err(bad)?);
+        if let Some(path) = &edits.root_path {
+            let root = all.get("root").map(|root| serde_json::from_str(root.get()));
+            let mut root: Fields = root.and_then(Result::ok).unwrap_or_default();
+            root.insert("path".into(), to_raw_value(path).map_err(bad)?);
+            all.insert("root".into(), to_raw_value(&root).map_err(bad)?);
+        }
+        if !edits.sources.is_empty() || !edits.binds.is_empty() {
+            let old = all.get("mounts").map(|mounts| serde_json::from_str(mounts.get()));
+            let old: Vec<Fields> = old.transpose().map_err(bad)?.unwrap_or_default();
+            // Ours first: what is mounted below them stays reachable.
+            let mut mounts = Vec::with_capacity(edits.binds.len() + old.len());
+            for bind in &edits.binds {
+                mounts.push(Fields::from([
+                    (
+                        "destination".into(),
+                        to_raw_value(&bind.destination).map_err(bad)?,
+                    ),
+                    ("type".into(), to_raw_value("bind").map_err(bad)?),
+                    ("source".into(), to_raw_value(&bind.source).map_err(bad)?),
+                    (
+                        "options".into(),
+                        to_raw_value(&["rbind", "rprivate", "rw"]).map_err(bad)?,
+                    ),
+                ]));
+            }
+            for (index, mut mount) in old.into_iter().enumerate() {
+                if let Some(source) = edits.sources.get(&index) {
+                    mount.insert("source".into(), to_raw_value(source).map_err(bad)?);
+                }
+                mounts.push(mount);
+            }
+            all.insert("mounts".into(), to_raw_value(&mounts).map_err(bad)?);
+        }
         serde_json::to_vec(&all).map_err(bad)
     }
 
@@ -168,6 +217,35 @@ mod tests {
 
     use super::*;
 
+    fn root(path: &str) -> Edits {
+        Edits {
+            root_path: Some(path.into()),
+            ..Edits::default()
+        }
+    }
+
+    #[test]
+    fn mounts_get_other_sources_and_ours_come_first() {
+        let json = br#"{"mounts":[{"destination":"/proc","type":"proc"},{"destination":"/d","source":"/old","uidMappings":[{"size":1}]}]}"#;
+        let edits = Edits {
+            sources: BTreeMap::from([(1, "/new".into())]),
+            binds: vec![Bind {
+                destination: "/p".into(),
+                source: "/live".into(),
+            }],
+            ..Edits::default()
+        };
+        let value: serde_json::Value = serde_json::from_slice(&Bundle::edit(json, &edits).unwrap()).unwrap();
+        assert_eq!(
+            value,
+            serde_json::json!({"mounts": [
+                {"destination": "/p", "type": "bind", "source": "/live", "options": ["rbind", "rprivate", "rw"]},
+                {"destination": "/proc", "type": "proc"},
+                {"destination": "/d", "source": "/new", "uidMappings": [{"size": 1}]},
+            ]})
+        );
+    }
+
     #[test]
     fn nulls_and_unknown_fields_are_nothing() {
         let b = Bundle::parse(br#"{"ociVersion":"9.9","annotations":null,"mounts":null,"linux":{"new":1,"namespaces":[{"type":"pid"}]},"x":[]}"#)
@@ -188,7 +266,7 @@ mod tests {
     #[test]
     fn the_root_path_is_replaced_and_the_rest_kept() {
         let json = br#"{"z":1,"root":{"readonly":true,"path":"/x"},"a":{"b":[1.5,null]}}"#;
-        let edited = Bundle::set_root_path(json, "rootfs").unwrap();
+        let edited = Bundle::edit(json, &root("rootfs")).unwrap();
         let value: serde_json::Value = serde_json::from_slice(&edited).unwrap();
         assert_eq!(
             value,
@@ -198,8 +276,7 @@ mod tests {
 
     #[test]
     fn numbers_are_not_rounded() {
-        let edited =
-            Bundle::set_root_path(br#"{"root":null,"x":[184467440473709551615,1e999]}"#, "r").unwrap();
+        let edited = Bundle::edit(br#"{"root":null,"x":[184467440473709551615,1e999]}"#, &root("r")).unwrap();
         assert_eq!(
             edited,
             br#"{"root":{"path":"r"},"x":[184467440473709551615,1e999]}"#
@@ -210,7 +287,7 @@ mod tests {
         #[test]
         fn never_panics(json: Vec<u8>) {
             let _ = Bundle::parse(&json);
-            let _ = Bundle::set_root_path(&json, "r");
+            let _ = Bundle::edit(&json, &root("r"));
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Config {
     pub root: PathBuf,
     /// An image's or client's environment may name a state.
     pub allow_env_state: bool,
+    /// The only paths that are kept; all when there are none.
+    pub paths: Vec<PathBuf>,
     /// Paths that start empty in each container.
     pub exclude: Vec<PathBuf>,
     /// How long a state in use is waited for.
@@ -53,6 +55,7 @@ impl Default for Config {
         Config {
             root: "/var/lib/diffkeeper".into(),
             allow_env_state: false,
+            paths: Vec::new(),
             exclude: ["/run", "/var/run", "/tmp"].map(PathBuf::from).to_vec(),
             lease_wait: Duration::ZERO,
             lease_wait_cri: Duration::from_secs(10),
@@ -82,6 +85,7 @@ impl Config {
             match key.as_str() {
                 "root" => config.root = at.absolute(value)?,
                 "allow-env-state" => config.allow_env_state = at.boolean(value)?,
+                "paths" => config.paths = at.paths(value)?,
                 "exclude" => config.exclude = at.paths(value)?,
                 "lease-wait" => config.lease_wait = at.duration(value)?,
                 "lease-wait-cri" => config.lease_wait_cri = at.duration(value)?,
@@ -103,7 +107,7 @@ impl Config {
                 }
                 _ => {
                     return Err(at.unknown(
-                        "root, allow-env-state, exclude, lease-wait, lease-wait-cri, cri-namespaces, [reclaim] unchosen, chosen",
+                        "root, allow-env-state, paths, exclude, lease-wait, lease-wait-cri, cri-namespaces, [reclaim] unchosen, chosen",
                     ));
                 }
             }
@@ -231,6 +235,7 @@ mod tests {
         for key in [
             "root",
             "allow-env-state",
+            "paths",
             "exclude",
             "lease-wait",
             "lease-wait-cri",

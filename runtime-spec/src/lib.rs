@@ -8,5 +8,6 @@ pub mod duration;
 mod error;
 pub mod mount;
 pub mod name;
+pub mod roots;
 
 pub use error::Error;

@@ -82,6 +82,16 @@ impl RootPlan {
         Ok(plan)
     }
 
+    /// A plan whose one lower is this directory.
+    #[must_use]
+    pub fn standing_on(lower: PathBuf) -> RootPlan {
+        RootPlan {
+            lower: vec![lower],
+            options: OURS.map(str::to_owned).to_vec(),
+            ..RootPlan::default()
+        }
+    }
+
     /// A snapshotter with a disk for each container (blockfile, devmapper, btrfs): it is mounted read-only where the
     /// root will be, and the overlay on it.
     fn stand_on(&mut self, mounts: &[RootfsMount]) -> Result<(), Error> {

@@ -1,0 +1,267 @@
+//! What the stock shim has not: the container's root is the state's live tree.
+//!
+//! [`Root::prepare`] mounts it before runc runs, [`Root::release`] undoes it after, [`clean_up`] undoes it for a
+//! shim that died. A container that opts out gets the stock shim's mounts and nothing else.
+
+mod attach;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use live::{Attempt, Holder, Lease, Node, Policy, State};
+use runtime_spec::{
+    annotations::Annotations,
+    bundle::Bundle,
+    config::Config,
+    mount::{RootfsMount, is_clients_own_disk},
+    name::Identity,
+};
+
+use self::attach::Attach;
+use crate::{
+    error::{Context, Error, Result},
+    mounts,
+};
+
+/// Names the configuration file; for tests, and for two installations on one machine.
+pub const CONFIG_VARIABLE: &str = "DIFFKEEPER_CONFIG";
+const CONFIG_FILE: &str = "/etc/diffkeeper/config.toml";
+
+/// How long a dead holder's processes may take to die.
+const EVICTION_LIMIT: Duration = Duration::from_secs(10);
+
+/// A bundle's `config.json`.
+pub struct Spec {
+    /// What of it we look at.
+    pub parsed: Bundle,
+    raw: Vec<u8>,
+}
+
+/// Reads a bundle's `config.json`.
+///
+/// # Errors
+/// When it is missing or does not parse.
+pub fn read_spec(bundle: &Path) -> Result<Spec> {
+    let raw = std::fs::read(bundle.join("config.json"))
+        .context(|| format!("read config.json of the bundle {}", bundle.display()))?;
+    let parsed = Bundle::parse(&raw)
+        .map_err(|e| Error::InvalidArgument(format!("bundle {}: {e}", bundle.display())))?;
+    Ok(Spec { parsed, raw })
+}
+
+/// The configuration; the defaults where there is none.
+///
+/// # Errors
+/// A file that cannot be read or does not parse.
+pub fn read_config() -> Result<Config> {
+    let path = std::env::var_os(CONFIG_VARIABLE).unwrap_or_else(|| CONFIG_FILE.into());
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Config::parse(&text).map_err(|e| {
+            Error::InvalidArgument(format!("the configuration {}: {e}", Path::new(&path).display()))
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Config::default()),
+        Err(source) => Err(Error::Io {
+            context: format!("read the configuration {}", Path::new(&path).display()),
+            source,
+        }),
+    }
+}
+
+impl From<live::Error> for Error {
+    fn from(error: live::Error) -> Self {
+        match error {
+            live::Error::InUse { .. } | live::Error::StillInUse { .. } => {
+                Error::FailedPrecondition(error.to_string())
+            }
+            _ => Error::Other(error.to_string()),
+        }
+    }
+}
+
+impl From<runtime_spec::Error> for Error {
+    fn from(error: runtime_spec::Error) -> Self {
+        Error::InvalidArgument(error.to_string())
+    }
+}
+
+/// A container's root filesystem, mounted.
+pub struct Root {
+    rootfs: PathBuf,
+    kept: Option<Kept>,
+}
+
+/// The part of a root that outlives the container.
+struct Kept {
+    state: State,
+    lease: Lease,
+}
+
+impl Root {
+    /// Mounts the root: the live tree's, or for a container that passes through the snapshot's.
+    ///
+    /// # Errors
+    /// A name or annotation that is wrong, a state in use, a mount that fails; nothing is left mounted then.
+    pub async fn prepare(namespace: &str, request: &CreateTaskRequest, spec: Spec) -> Result<Root> {
+        let bundle = PathBuf::from(&request.bundle);
+        let rootfs = bundle.join("rootfs");
+        let from_engine: Vec<RootfsMount> = request.rootfs.iter().map(mounts::requested).collect();
+        let config = read_config()?;
+        let identity = Identity::of(&spec.parsed, namespace, &request.id, &config)?;
+        let own_disk = is_clients_own_disk(&from_engine);
+        if own_disk {
+            tracing::info!(
+                id = request.id,
+                "the client brought a disk of its own as the root's upper: nothing else is kept"
+            );
+        }
+        let (Identity::State { name, chosen }, false) = (identity, own_disk) else {
+            let target = rootfs.clone();
+            blocking(move || {
+                if !from_engine.is_empty() {
+                    make_rootfs(&target)?;
+                }
+                mounts::mount_all(&from_engine, &target)
+                    .map_err(|e| Error::Other(format!("failed to mount rootfs component: {e}")))
+            })
+            .await?;
+            return Ok(Root { rootfs, kept: None });
+        };
+        let annotations = Annotations::parse(&spec.parsed.annotations)?;
+        let attach = Attach {
+            holder: Holder::new(&request.id, namespace, &bundle),
+            name,
+            chosen,
+            config,
+            annotations,
+            spec,
+            bundle,
+            rootfs: rootfs.clone(),
+            from_engine,
+        };
+        let kept = attach.run().await?;
+        Ok(Root {
+            rootfs,
+            kept: Some(kept),
+        })
+    }
+
+    /// Records init with the lease, so that a survivor of this shim can be told from a stranger.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn started(&mut self, pid: u32) -> Result<()> {
+        match &mut self.kept {
+            Some(kept) if pid != 0 => Ok(kept.lease.update(|holder| holder.set_init(pid))?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Unmounts, removes what runc made in the tree for its mounts, and gives up the lease.
+    ///
+    /// # Errors
+    /// A mount that does not go. The holder record then stays, so that the next attach asks the kernel first.
+    pub async fn release(&mut self) -> Result<()> {
+        let rootfs = self.rootfs.clone();
+        let kept = self.kept.take();
+        blocking(move || {
+            mounts::unmount_recursive(&rootfs)
+                .map_err(|e| Error::Other(format!("failed rootfs umount: {e}")))?;
+            kept.map_or(Ok(()), |kept| detach(&kept.state, kept.lease))
+        })
+        .await
+    }
+}
+
+/// What follows once the root is no longer mounted.
+fn detach(state: &State, lease: Lease) -> Result<()> {
+    state.unmount_paths();
+    // A lazy unmount may still be in use; then the next attach does it.
+    if state.refuse_if_mounted().is_ok() {
+        state.remove_placeholders()?;
+    }
+    state.detached(SystemTime::now())?;
+    lease.release()?;
+    if state
+        .record()
+        .is_some_and(|record| record.reclaim == Policy::Delete)
+    {
+        state.forget()?;
+    }
+    Ok(())
+}
+
+/// Gives up what a dead shim's container held, wherever containerd's `delete` finds it.
+///
+/// # Errors
+/// A survivor that does not go, or a record that cannot be changed.
+pub fn clean_up(namespace: &str, container_id: &str, bundle: &Path) -> Result<()> {
+    let config = read_config()?;
+    // Half a bundle names no state; then the holder records do.
+    let named = read_spec(bundle)
+        .ok()
+        .and_then(|spec| Identity::of(&spec.parsed, namespace, container_id, &config).ok());
+    let states = match named {
+        Some(Identity::PassThrough(_)) => return Ok(()),
+        Some(Identity::State { name, .. }) => vec![name],
+        None if !config.root.join("live").is_dir() => return Ok(()),
+        None => Node::open(&config.root)?
+            .states()?
+            .into_iter()
+            .map(|info| info.name)
+            .collect(),
+    };
+    for name in states {
+        let state = Node::open(&config.root)?.state(&name);
+        if !state.exists() {
+            continue;
+        }
+        let Attempt::Held(lease) = state.acquire(Holder::new(container_id, namespace, bundle))? else {
+            continue;
+        };
+        let ours = lease
+            .previous()
+            .is_some_and(|h| h.container_id == container_id && h.namespace == namespace);
+        if ours {
+            state.evict(&lease, EVICTION_LIMIT)?;
+            detach(&state, lease)?;
+        }
+        // Dropped unreleased, a lease leaves another holder's record as it was.
+    }
+    Ok(())
+}
+
+fn make_rootfs(rootfs: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    match std::fs::DirBuilder::new().mode(0o711).create(rootfs) {
+        Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::Io {
+            context: format!("make {}", rootfs.display()),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Runs what may block away from the event loop.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::Other(format!("the call failed in the shim: {e}")))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_without_config_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = read_spec(dir.path()).err().unwrap().to_string();
+        assert!(
+            told.contains("config.json") && told.contains(dir.path().to_str().unwrap()),
+            "{told}"
+        );
+    }
+}
