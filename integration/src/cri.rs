@@ -35,11 +35,12 @@ pub struct Pod<'a, 'd> {
 }
 
 impl<'d> Cri<'d> {
-    /// Connects.
+    /// Connects, and makes the image of the pause container available.
     ///
     /// # Errors
     /// When nothing listens.
     pub fn connect(daemon: &'d Daemon) -> Result<Cri<'d>> {
+        daemon.import_into(NAMESPACE, "pause")?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

@@ -295,7 +295,7 @@ impl Daemon {
         Ok(line.split_whitespace().nth(2).unwrap_or_default().to_owned())
     }
 
-    /// The pids of this daemon's shims for a container, or of all.
+    /// The pids of this daemon's shims for a container, or of all. A call that cleans up after a dead one is none.
     #[must_use]
     pub fn shims(&self, name: Option<&str>) -> Vec<i32> {
         let address = self.env.get("CONTAINERD_ADDRESS").cloned().unwrap_or_default();
@@ -303,6 +303,7 @@ impl Daemon {
             .filter(|(_, line)| {
                 line.first().is_some_and(|p| p.contains("containerd-shim-"))
                     && line.contains(&address)
+                    && !line.iter().any(|arg| arg == "delete")
                     && name.is_none_or(|name| line.iter().any(|arg| arg == name))
             })
             .map(|(pid, _)| pid)

@@ -47,7 +47,6 @@ fn upper(d: &Daemon, namespace: &str, pod: &str, container: &str) -> PathBuf {
 fn one_shim_and_a_state_for_each_container(d: &Daemon) -> Result<()> {
     let cri = Cri::connect(d)?;
     let image = d.import_into(NAMESPACE, "busybox")?;
-    d.import_into(NAMESPACE, "pause")?;
     let pod = cri.run_pod(HANDLER, cri.pod_config("default", "web-0", "uid-1"))?;
     let script = "cat /kept; echo $0 >> /kept; sleep 1000";
     let app = pod.run("app", 0, &image, script)?;
