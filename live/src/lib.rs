@@ -15,6 +15,8 @@ mod root;
 mod state;
 mod survivor;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 pub use error::{Error, Result};
