@@ -83,8 +83,7 @@ pub struct Lease {
     file: PathBuf,
     holder: Holder,
     previous: Option<Holder>,
-    /// Dropped last: the lock goes with it.
-    _lock: File,
+    lock: File,
 }
 
 impl State {
@@ -93,19 +92,10 @@ impl State {
     /// # Errors
     /// A disk that cannot be written.
     pub fn acquire(&self, holder: Holder) -> Result<Attempt> {
-        make(self.dir())?;
         let path = self.dir().join("lock");
         let record = self.dir().join("holder.json");
         loop {
-            let lock = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .read(true)
-                .write(true)
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW)
-                .open(&path)
-                .on("open", &path)?;
+            let lock = self.open_lock(&path)?;
             if !sys::try_lock(&lock).on("lock", &path)? {
                 // Between its lock and its record a holder has no name yet.
                 return Ok(Attempt::Busy(read_json(&record).unwrap_or_default()));
@@ -118,11 +108,34 @@ impl State {
                     file: record,
                     holder,
                     previous,
-                    _lock: lock,
+                    lock,
                 }));
             }
-            make(self.dir())?;
         }
+    }
+
+    /// Whoever removes the state at this moment takes the directory, and empty ones above it, from under us:
+    /// tried again, but not for ever, for the disk itself may be gone.
+    fn open_lock(&self, path: &Path) -> Result<File> {
+        let open = || {
+            make(self.dir())?;
+            OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(path)
+                .on("open", path)
+        };
+        for _ in 0..100 {
+            match open() {
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                opened => return opened,
+            }
+        }
+        open()
     }
 }
 
@@ -142,18 +155,24 @@ impl Lease {
         write_json(&self.file, &self.holder)
     }
 
+    /// The open lock file, as a process has it that is just being started.
+    #[cfg(test)]
+    pub(crate) fn share(&self) -> File {
+        self.lock.try_clone().unwrap()
+    }
+
     /// Gives it up.
     ///
     /// # Errors
     /// A record that cannot be removed; the lock is given up all the same.
     pub fn release(self) -> Result<()> {
-        match std::fs::remove_file(&self.file) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::Io {
-                context: format!("remove {}", self.file.display()),
-                source: e,
-            }),
+        let forgotten = match std::fs::remove_file(&self.file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).on("remove", &self.file),
             _ => Ok(()),
-        }
+        };
+        // Not left to the closing: a process that is just being started has the lock too, until its exec.
+        let unlocked = sys::unlock(&self.lock).on("unlock the lease of", &self.file);
+        forgotten.and(unlocked)
     }
 }
 

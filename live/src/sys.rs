@@ -35,6 +35,25 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
+/// Gives up the lock of [`try_lock`], for every process that shares the open file.
+///
+/// # Errors
+/// As fcntl(2).
+pub fn unlock(file: &File) -> io::Result<()> {
+    let lock = libc::flock {
+        l_type: libc::F_UNLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: F_OFD_SETLK reads one flock, which lives across the call.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
 /// Sets an extended attribute, not following a link.
 ///
 /// # Errors

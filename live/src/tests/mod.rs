@@ -1,5 +1,6 @@
 //! Live trees on real mounts, with real processes.
 
+mod lease;
 mod probe;
 mod survivor;
 
