@@ -5,6 +5,7 @@
 
 use std::{
     fs::{File, OpenOptions},
+    io::ErrorKind,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -131,7 +132,9 @@ impl State {
         };
         for _ in 0..100 {
             match open() {
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                // AlreadyExists: it was there for the making and not for the look after it.
+                Err(Error::Io { source, .. })
+                    if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists) => {}
                 opened => return opened,
             }
         }
@@ -167,7 +170,7 @@ impl Lease {
     /// A record that cannot be removed; the lock is given up all the same.
     pub fn release(self) -> Result<()> {
         let forgotten = match std::fs::remove_file(&self.file) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).on("remove", &self.file),
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e).on("remove", &self.file),
             _ => Ok(()),
         };
         // Not left to the closing: a process that is just being started has the lock too, until its exec.

@@ -56,7 +56,8 @@ fn released_it_is_free_even_while_a_starting_process_shares_it() {
     // As between another thread's fork and exec.
     let shared = lease.share();
     lease.release().unwrap();
-    held(&state, "second").release().unwrap();
+    let second = state.acquire(holder("second")).unwrap();
+    assert!(matches!(second, Attempt::Held(_)), "{second:?}");
     drop(shared);
 }
 

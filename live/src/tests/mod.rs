@@ -127,11 +127,17 @@ fn holder(container: &str) -> Holder {
     Holder::new(container, "default", Path::new("/run/none"))
 }
 
+/// The lease of a state whose last holder is dead. A process that another test is just starting may have the dead
+/// one's lock until its exec.
 fn held(state: &State, container: &str) -> Lease {
-    match state.acquire(holder(container)).unwrap() {
-        Attempt::Held(lease) => lease,
-        Attempt::Busy(by) => panic!("it is {by:?}'s"),
-    }
+    let mut lease = None;
+    until("the lease is free", || {
+        match state.acquire(holder(container)).unwrap() {
+            Attempt::Held(held) => lease.replace(held).is_none(),
+            Attempt::Busy(_) => false,
+        }
+    });
+    lease.unwrap()
 }
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
