@@ -9,7 +9,7 @@ use std::{
 use nix::fcntl::renameat;
 
 use crate::{
-    error::{Context, Error, Result},
+    error::{Context, Result},
     layout::{Node, make},
     state::{State, seconds},
     tree,
@@ -35,21 +35,8 @@ impl Trash {
     }
 }
 
-/// Deletes whatever is at `path`. The standard library does it by descriptor, so a link swapped in leads nowhere.
 fn delete(path: &Path) -> Result<()> {
-    let kind = std::fs::symlink_metadata(path);
-    let gone = match kind {
-        Ok(m) if m.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(e) => Err(e),
-    };
-    match gone {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::Io {
-            context: format!("delete {}", path.display()),
-            source: e,
-        }),
-        _ => Ok(()),
-    }
+    tree::delete(path).on("delete", path)
 }
 
 impl Node {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    ffi::OsStr,
+    ffi::{CStr, OsStr},
     os::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -13,8 +13,9 @@ use std::{
 use nix::{
     dir::Dir,
     errno::Errno,
-    fcntl::{AtFlags, OFlag, open, openat},
-    sys::stat::{FileStat, Mode, fstatat},
+    fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, renameat},
+    sys::stat::{FileStat, Mode, fstat, fstatat},
+    unistd::{UnlinkatFlags, unlink, unlinkat},
 };
 
 use crate::{
@@ -27,8 +28,10 @@ pub(crate) const DIR: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_DIRECTORY)
     .union(OFlag::O_NOFOLLOW)
     .union(OFlag::O_CLOEXEC);
-/// Deeper than any program makes on purpose; each level costs a descriptor.
-const DEEPEST: usize = 512;
+/// Deeper than any program makes on purpose; each level costs two descriptors.
+const DEEPEST: usize = 128;
+/// How deep a deletion goes before it moves things up; each level costs two descriptors.
+const RECURSION: usize = 32;
 
 /// Opens a directory, not following a link.
 pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
@@ -53,6 +56,81 @@ pub(crate) fn parent_of<'p>(root: &OwnedFd, path: &'p Path) -> Option<(OwnedFd, 
 /// Looks at one entry, not following a link; none when it is not there.
 pub(crate) fn entry(dir: &OwnedFd, name: &OsStr) -> Option<FileStat> {
     fstatat(dir.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW).ok()
+}
+
+/// Deletes whatever is at `path`, following no link, whatever its depth and names. Others may be deleting it too.
+pub(crate) fn delete(path: &Path) -> nix::Result<()> {
+    let gone = |done| if done == Err(Errno::ENOENT) { Ok(()) } else { done };
+    match unlink(path) {
+        Err(Errno::EISDIR) => {}
+        done => return gone(done),
+    }
+    let mut count = 0;
+    loop {
+        match unlinkat(AT_FDCWD, path, UnlinkatFlags::RemoveDir) {
+            Err(Errno::ENOTEMPTY) => {}
+            done => return gone(done),
+        }
+        let opened = open(path, DIR, Mode::empty()).and_then(|top| Ok((fstat(&top)?.st_dev, top)));
+        match opened {
+            Ok((device, top)) => clear(&top, &top, device, 0, &mut count)?,
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Deletes what is in a directory. What lies deep is moved up to `top` instead, for the next round: neither stack nor
+/// descriptors grow with a tree's depth.
+fn clear(dir: &OwnedFd, top: &OwnedFd, device: u64, depth: usize, count: &mut u64) -> nix::Result<()> {
+    for entry in Dir::openat(dir, c".", DIR, Mode::empty())?.iter() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        match remove(dir, name, top, device, depth, count) {
+            // Another deleter was first, or has moved something up into it.
+            Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn remove(
+    dir: &OwnedFd,
+    name: &CStr,
+    top: &OwnedFd,
+    device: u64,
+    depth: usize,
+    count: &mut u64,
+) -> nix::Result<()> {
+    match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+        Err(Errno::EISDIR) => {}
+        done => return done,
+    }
+    match unlinkat(dir, name, UnlinkatFlags::RemoveDir) {
+        Err(Errno::ENOTEMPTY) => {}
+        done => return done,
+    }
+    if depth == RECURSION {
+        loop {
+            *count += 1;
+            match renameat(dir, name, top, count.to_string().as_str()) {
+                // The container had that name too.
+                Err(Errno::EEXIST | Errno::ENOTEMPTY | Errno::ENOTDIR) => {}
+                done => return done,
+            }
+        }
+    }
+    let below = openat(dir, name, DIR, Mode::empty())?;
+    // Whoever mounted something there did not mean it to be deleted.
+    if fstat(&below)?.st_dev != device {
+        return Err(Errno::EXDEV);
+    }
+    clear(&below, top, device, depth + 1, count)?;
+    unlinkat(dir, name, UnlinkatFlags::RemoveDir)
 }
 
 /// What a tree takes on the disk. What vanishes meanwhile does not count.

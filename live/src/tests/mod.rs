@@ -1,5 +1,7 @@
 //! Live trees on real mounts, with real processes.
 
+mod exclude;
+mod hostile;
 mod lease;
 mod probe;
 mod survivor;
