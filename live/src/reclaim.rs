@@ -13,7 +13,7 @@ use crate::{
     layout::Node,
     lease::{Attempt, Holder},
     root::Root,
-    state::{Policy, Record, State, read_json, time},
+    state::{Policy, Record, State, read_json, read_record, time},
     sys, tree,
 };
 
@@ -75,7 +75,7 @@ impl StateInfo {
     /// When a container last took or left it.
     #[must_use]
     pub fn last_used(&self) -> Option<SystemTime> {
-        self.record.as_ref().map(|record| time(record.last_used))
+        time(self.record.as_ref()?.last_used)
     }
 
     /// When it is forgotten; never while it is in use or its record is damaged.
@@ -87,7 +87,7 @@ impl StateInfo {
             Policy::Delete => 0,
             Policy::After(seconds) => seconds,
         };
-        time(record.last_used).checked_add(Duration::from_secs(wait))
+        time(record.last_used)?.checked_add(Duration::from_secs(wait))
     }
 }
 
@@ -176,7 +176,7 @@ fn collect(live: &Path, dir: &Path, found: &mut Vec<StateInfo>) -> Result<()> {
                 let locked =
                     File::open(path.join("lock")).is_ok_and(|lock| sys::is_locked(&lock).unwrap_or(false));
                 let in_use_by = locked.then(|| read_json(&path.join("holder.json")).unwrap_or_default());
-                let record = read_json(&path.join("state.json"));
+                let record = read_record(&path);
                 found.push(StateInfo {
                     name,
                     record,
@@ -203,7 +203,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let node = Node::open(&dir.path().join("root")).unwrap();
-        let now = time(1_000_000);
+        let now = time(1_000_000).unwrap();
         for (name, policy) in [
             ("ctr/default/web", Policy::After(60)),
             ("k8s/shop/db/pg", Policy::Keep),

@@ -115,7 +115,7 @@ impl State {
     /// matters more than its label.
     #[must_use]
     pub fn record(&self) -> Option<Record> {
-        read_json(&self.dir.join("state.json")).filter(|r: &Record| r.format == FORMAT)
+        read_record(&self.dir)
     }
 
     /// Records that a container has taken it.
@@ -124,14 +124,14 @@ impl State {
     /// A full or read-only disk.
     pub fn attached(&self, life: &Life<'_>, now: SystemTime) -> Result<()> {
         let now = seconds(now);
-        let created = self.record().map_or(now, |r| r.created);
+        let before = self.record();
         let roots = life.roots.iter().map(|root| root.root.dir_name());
         let roots = roots.map(|name| Ok(name?.to_string_lossy().into_owned()));
         let record = Record {
             format: FORMAT,
             chosen: life.chosen,
-            created,
-            last_used: now,
+            created: before.as_ref().map_or(now, |r| r.created),
+            last_used: before.map_or(now, |r| r.last_used.max(now)),
             last_container: Some(life.container.into()),
             reclaim: life.reclaim,
             roots: roots.collect::<Result<_>>()?,
@@ -148,7 +148,9 @@ impl State {
             Some(record) => write_json(
                 &self.dir.join("state.json"),
                 &Record {
-                    last_used: seconds(now),
+                    // A clock that went backwards, as that of a node without a battery does at each boot, must not
+                    // let the state expire when it is put right.
+                    last_used: record.last_used.max(seconds(now)),
                     ..record
                 },
             ),
@@ -201,11 +203,14 @@ pub(crate) fn seconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// A time from seconds since 1970.
-pub(crate) fn time(seconds: u64) -> SystemTime {
-    UNIX_EPOCH
-        .checked_add(Duration::from_secs(seconds))
-        .unwrap_or(UNIX_EPOCH)
+/// A time from seconds since 1970; none beyond what a clock can show.
+pub(crate) fn time(seconds: u64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
+/// The record in a state's directory, if this version can read it.
+pub(crate) fn read_record(dir: &Path) -> Option<Record> {
+    read_json(&dir.join("state.json")).filter(|record: &Record| record.format == FORMAT)
 }
 
 pub(crate) fn read_json<T: DeserializeOwned>(file: &Path) -> Option<T> {

@@ -4,6 +4,7 @@ mod exclude;
 mod hostile;
 mod lease;
 mod probe;
+mod reclaim;
 mod survivor;
 
 use std::{
