@@ -4,13 +4,16 @@
 
 use std::{
     ffi::OsString,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
     path::{Component, Path, PathBuf},
 };
 
 use nix::{
     fcntl::{AT_FDCWD, renameat},
-    sys::stat::{FileStat, fstat},
+    sys::stat::{FileStat, Mode, SFlag, fstat, mknodat},
     unistd::{UnlinkatFlags, unlinkat},
 };
 use serde::{Deserialize, Serialize};
@@ -45,7 +48,11 @@ pub struct Misfit {
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Placeholders {
     /// Not there before; parents first.
+    #[serde(with = "paths")]
     made: Vec<PathBuf>,
+    /// Those of them that the container had deleted from the image: the whiteout must come back.
+    #[serde(with = "paths", default)]
+    deleted: Vec<PathBuf>,
     /// Directories of the image that the making copies up, with the mode and owner they have there; parents
     /// first.
     copied_up: Vec<CopiedUp>,
@@ -53,10 +60,62 @@ struct Placeholders {
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct CopiedUp {
+    #[serde(with = "path")]
     path: PathBuf,
     mode: u32,
     uid: u32,
     gid: u32,
+}
+
+/// A path as text, or as its bytes where it is none: a container chooses the names.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl From<&PathBuf> for Written {
+    fn from(path: &PathBuf) -> Written {
+        match path.to_str() {
+            Some(text) => Written::Text(text.to_owned()),
+            None => Written::Bytes(path.as_os_str().as_bytes().to_owned()),
+        }
+    }
+}
+
+impl From<Written> for PathBuf {
+    fn from(written: Written) -> PathBuf {
+        match written {
+            Written::Text(text) => text.into(),
+            Written::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        }
+    }
+}
+
+mod path {
+    use super::{Deserialize, PathBuf, Serialize, Written};
+
+    pub fn serialize<S: serde::Serializer>(path: &PathBuf, to: S) -> Result<S::Ok, S::Error> {
+        Written::from(path).serialize(to)
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        Written::deserialize(from).map(PathBuf::from)
+    }
+}
+
+mod paths {
+    use super::{Deserialize, PathBuf, Written};
+
+    pub fn serialize<S: serde::Serializer>(paths: &[PathBuf], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(paths.iter().map(Written::from))
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
+        let written = Vec::<Written>::deserialize(from)?;
+        Ok(written.into_iter().map(PathBuf::from).collect())
+    }
 }
 
 fn is_dir(stat: &FileStat) -> bool {
@@ -65,6 +124,10 @@ fn is_dir(stat: &FileStat) -> bool {
 
 fn is_link(stat: &FileStat) -> bool {
     stat.st_mode & libc::S_IFMT == libc::S_IFLNK
+}
+
+fn is_whiteout(stat: &FileStat) -> bool {
+    stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == 0
 }
 
 /// The mounted root, as the container will see it.
@@ -162,7 +225,9 @@ impl RootDir {
                 continue;
             };
             // A directory that somebody filled stays.
-            let _ = unlinkat(&dir, name, how);
+            if unlinkat(&dir, name, how).is_ok() && notes.deleted.contains(path) {
+                mknodat(&dir, name, SFlag::S_IFCHR, Mode::empty(), 0).on("delete again", path)?;
+            }
         }
         for copy in notes.copied_up.iter().rev() {
             let Some((dir, name)) = tree::parent_of(&upper, &copy.path) else {
@@ -254,6 +319,17 @@ fn note(
         known = place;
         break;
     }
+    // There is something, yet nothing to be reached: links in a circle.
+    let first: PathBuf = known
+        .iter()
+        .chain(missing.first().map(OsString::as_os_str))
+        .collect();
+    if sys::open_in_root(merged.root.as_fd(), &first, libc::O_PATH, true)
+        .is_err_and(|e| e.raw_os_error() == Some(libc::ELOOP))
+    {
+        misfits.push(Misfit { path: first });
+        return;
+    }
     // Parents that only the image has are copied up when something is made below them.
     let mut above = PathBuf::new();
     for part in known.iter() {
@@ -274,11 +350,25 @@ fn note(
             });
         }
     }
+    let mut missing = missing.into_iter().peekable();
+    // Parents stand before what is in them: after the first that is new, all are.
+    while let Some(part) = missing.peek()
+        && notes.made.contains(&known.join(part))
+    {
+        known.extend(missing.next());
+    }
+    if let Some(part) = missing.peek() {
+        let first = known.join(part);
+        if tree::parent_of(upper, &first)
+            .and_then(|(dir, name)| tree::entry(&dir, name))
+            .is_some_and(|stat| is_whiteout(&stat))
+        {
+            notes.deleted.push(first);
+        }
+    }
     for part in missing {
         known.push(part);
-        if !notes.made.contains(&known) {
-            notes.made.push(known.clone());
-        }
+        notes.made.push(known.clone());
     }
 }
 
