@@ -14,7 +14,7 @@ use nix::{
     dir::Dir,
     errno::Errno,
     fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, renameat},
-    sys::stat::{FileStat, Mode, fstat, fstatat},
+    sys::stat::{FileStat, Mode, fstatat},
     unistd::{UnlinkatFlags, unlink, unlinkat},
 };
 
@@ -71,9 +71,8 @@ pub(crate) fn delete(path: &Path) -> nix::Result<()> {
             Err(Errno::ENOTEMPTY) => {}
             done => return gone(done),
         }
-        let opened = open(path, DIR, Mode::empty()).and_then(|top| Ok((fstat(&top)?.st_dev, top)));
-        match opened {
-            Ok((device, top)) => clear(&top, &top, device, 0, &mut count)?,
+        match open(path, DIR, Mode::empty()) {
+            Ok(top) => clear(&top, &top, 0, &mut count)?,
             Err(Errno::ENOENT) => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -82,14 +81,14 @@ pub(crate) fn delete(path: &Path) -> nix::Result<()> {
 
 /// Deletes what is in a directory. What lies deep is moved up to `top` instead, for the next round: neither stack nor
 /// descriptors grow with a tree's depth.
-fn clear(dir: &OwnedFd, top: &OwnedFd, device: u64, depth: usize, count: &mut u64) -> nix::Result<()> {
+fn clear(dir: &OwnedFd, top: &OwnedFd, depth: usize, count: &mut u64) -> nix::Result<()> {
     for entry in Dir::openat(dir, c".", DIR, Mode::empty())?.iter() {
         let entry = entry?;
         let name = entry.file_name();
         if name == c"." || name == c".." {
             continue;
         }
-        match remove(dir, name, top, device, depth, count) {
+        match remove(dir, name, top, depth, count) {
             // Another deleter was first, or has moved something up into it.
             Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY) => {}
             Err(error) => return Err(error),
@@ -98,18 +97,12 @@ fn clear(dir: &OwnedFd, top: &OwnedFd, device: u64, depth: usize, count: &mut u6
     Ok(())
 }
 
-fn remove(
-    dir: &OwnedFd,
-    name: &CStr,
-    top: &OwnedFd,
-    device: u64,
-    depth: usize,
-    count: &mut u64,
-) -> nix::Result<()> {
+fn remove(dir: &OwnedFd, name: &CStr, top: &OwnedFd, depth: usize, count: &mut u64) -> nix::Result<()> {
     match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
         Err(Errno::EISDIR) => {}
         done => return done,
     }
+    // Before it is entered, for this is also refused where something is mounted (EBUSY): what is there is not ours.
     match unlinkat(dir, name, UnlinkatFlags::RemoveDir) {
         Err(Errno::ENOTEMPTY) => {}
         done => return done,
@@ -125,11 +118,7 @@ fn remove(
         }
     }
     let below = openat(dir, name, DIR, Mode::empty())?;
-    // Whoever mounted something there did not mean it to be deleted.
-    if fstat(&below)?.st_dev != device {
-        return Err(Errno::EXDEV);
-    }
-    clear(&below, top, device, depth + 1, count)?;
+    clear(&below, top, depth + 1, count)?;
     unlinkat(dir, name, UnlinkatFlags::RemoveDir)
 }
 
