@@ -10,6 +10,8 @@ mod copy;
 mod pipes;
 pub mod sys;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::OwnedFd;
 
