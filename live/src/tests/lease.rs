@@ -94,7 +94,7 @@ fn attaching_and_removing_at_once_end_with_one_state_or_none() {
                 // Held: nobody takes it away.
                 lease.update(|_| {}).unwrap();
                 let at = SystemTime::now();
-                state.attached(true, Policy::Keep, "c", at).unwrap();
+                state.taken(Policy::Keep, "c", at).unwrap();
                 assert!(state.record().is_some(), "round {round}");
                 lease.release().unwrap();
             }
@@ -142,9 +142,7 @@ fn damaged_records_stop_nobody_and_cost_no_tree() {
         let info = &bench.node.states().unwrap()[0];
         assert!(info.in_use_by.is_some() && info.record.is_none() && info.expires_at().is_none());
         lease.update(|_| {}).unwrap();
-        state
-            .attached(true, Policy::Keep, "next", SystemTime::now())
-            .unwrap();
+        state.taken(Policy::Keep, "next", SystemTime::now()).unwrap();
         assert_eq!(state.record().unwrap().last_container.as_deref(), Some("next"));
         lease.release().unwrap();
         assert!(!state.dir().join("holder.json").exists());

@@ -11,12 +11,12 @@ mod survivor;
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::{Attempt, Holder, Lease, Node, State};
+use crate::{Attempt, Holder, Lease, Life, Misfit, Node, Policy, Result, Root, RootDir, State, Want};
 
 /// For what the kernel does in the background, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -46,9 +46,7 @@ impl Bench {
     /// A state with an empty upper.
     fn prepared(&self, name: &str) -> State {
         let state = self.state(name);
-        state
-            .prepare(&std::fs::metadata(self.dir.path()).unwrap(), (0, 0))
-            .unwrap();
+        state.rootfs().prepare_overlay(0o755, (0, 0)).unwrap();
         state
     }
 
@@ -75,12 +73,41 @@ impl Bench {
     }
 }
 
+/// Shorthands: most tests are about the one root of a state.
+impl State {
+    fn rootfs(&self) -> RootDir {
+        self.root(&Root::Rootfs).unwrap()
+    }
+
+    fn upper(&self) -> PathBuf {
+        self.rootfs().upper()
+    }
+
+    fn note_targets(&self, merged: &Path, targets: &[(PathBuf, Want)]) -> Result<Vec<Misfit>> {
+        self.rootfs().note_targets(merged, targets)
+    }
+
+    fn set_aside_misfits(&self, misfits: &[Misfit], now: SystemTime) -> Result<Vec<PathBuf>> {
+        self.rootfs().set_aside_misfits(misfits, &self.aside(now))
+    }
+
+    fn taken(&self, reclaim: Policy, container: &str, now: SystemTime) -> Result<()> {
+        let life = Life {
+            chosen: true,
+            reclaim,
+            container,
+            roots: &[self.rootfs()],
+        };
+        self.attached(&life, now)
+    }
+}
+
 fn options(state: &State, lower: &Path) -> String {
     format!(
         "index=off,metacopy=off,xino=off,lowerdir={},upperdir={},workdir={}",
         lower.display(),
         state.upper().display(),
-        state.work().display()
+        state.rootfs().work().display()
     )
 }
 

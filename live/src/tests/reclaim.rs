@@ -15,7 +15,7 @@ fn noon() -> SystemTime {
 /// A state whose only life began and ended at `at`.
 fn lived(bench: &Bench, name: &str, policy: Policy, at: SystemTime) -> State {
     let state = bench.prepared(name);
-    state.attached(true, policy, "c1", at).unwrap();
+    state.taken(policy, "c1", at).unwrap();
     state.detached(at).unwrap();
     state
 }
@@ -52,8 +52,7 @@ fn a_long_life_counts_to_its_end() {
     lived(&bench, "ctr/default/kept", Policy::Keep, noon());
     lived(&bench, "ctr/default/gone", Policy::Delete, noon());
     let week = lived(&bench, "ctr/default/week", Policy::After(7 * 86_400), noon());
-    week.attached(true, Policy::After(7 * 86_400), "c2", noon() + DAY)
-        .unwrap();
+    week.taken(Policy::After(7 * 86_400), "c2", noon() + DAY).unwrap();
     week.detached(noon() + DAY * 30).unwrap();
     let due = |at| names(&bench.node.due(at).unwrap());
     assert_eq!(due(noon() - DAY), [""; 0]);
@@ -73,9 +72,7 @@ fn a_clock_that_went_backwards_expires_nothing() {
     let state = lived(&bench, "ctr/default/a", Policy::After(86_400), noon());
     assert!(bench.node.due(noon() - DAY * 100).unwrap().is_empty());
     // A node without a clock of its own starts in 1970, until the network tells it the time.
-    state
-        .attached(true, Policy::After(86_400), "c2", UNIX_EPOCH)
-        .unwrap();
+    state.taken(Policy::After(86_400), "c2", UNIX_EPOCH).unwrap();
     assert_eq!(state.record().unwrap().last_container.as_deref(), Some("c2"));
     state.detached(UNIX_EPOCH + DAY).unwrap();
     assert!(bench.node.due(noon() + DAY / 2).unwrap().is_empty());
