@@ -1,6 +1,7 @@
 //! `diffkeeper`: what a person types.
 
 mod doctor;
+mod install;
 mod states;
 mod table;
 
@@ -64,6 +65,16 @@ enum Command {
         )]
         address: PathBuf,
     },
+    /// Put the runtime on this machine: the binaries, and a handler in containerd's or Docker's configuration
+    Install(install::Options),
+    /// Take out what install put in; what containers kept stays
+    Uninstall {
+        #[command(flatten)]
+        options: install::Options,
+        /// Even while containers of this runtime run
+        #[arg(long)]
+        force: bool,
+    },
     /// Print a completion script: `diffkeeper completions bash > /etc/bash_completion.d/diffkeeper`
     Completions {
         /// The shell
@@ -94,6 +105,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Prune { dry_run, json } => states::prune(&config(cli)?, *dry_run, *json),
         // Doctor also says what is wrong with the configuration itself.
         Command::Doctor { json, address } => doctor::run(&cli.config, address, *json),
+        Command::Install(options) => install::install(options),
+        Command::Uninstall { options, force } => install::uninstall(options, &cli.config, *force),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "diffkeeper", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
