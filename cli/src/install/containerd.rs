@@ -328,15 +328,6 @@ impl Dump {
         )?))
     }
 
-    /// The imports that hold; containerd 2.2 and later have a default.
-    pub fn imports(&self) -> Vec<String> {
-        let list = self.0.get("imports").and_then(toml::Value::as_array);
-        list.into_iter()
-            .flatten()
-            .filter_map(|v| v.as_str().map(str::to_owned))
-            .collect()
-    }
-
     /// Whether the CRI plugin is off, so that no kubelet can use this containerd.
     pub fn cri_is_disabled(&self) -> bool {
         let list = self.0.get("disabled_plugins").and_then(toml::Value::as_array);
@@ -371,6 +362,34 @@ impl Dump {
             table = table.get(key)?.as_table()?;
         }
         Some(table)
+    }
+
+    /// The handlers that hold although the file does not name them. containerd 1.x has them only as long as no handler is
+    /// configured at all: with the first one its default `runc` is gone, and the CRI plugin does not start.
+    ///
+    /// # Errors
+    /// Text that is not TOML.
+    pub fn defaults_missing_in(&self, text: &str) -> Result<Option<String>> {
+        let plugin = version(text)?.plugin();
+        let doc = parse(text)?;
+        let named = runtimes(doc.as_table(), plugin);
+        let missing: toml::Table = self
+            .runtimes(plugin)
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| named.is_none_or(|n| !n.contains_key(name)))
+            .map(|(name, table)| (name.clone(), table.clone()))
+            .collect();
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        let mut tables = missing;
+        for key in ["runtimes", "containerd", plugin, "plugins"] {
+            tables = toml::Table::from_iter([(key.to_owned(), toml::Value::Table(tables))]);
+        }
+        Ok(Some(format!(
+            "\n# containerd 1.x drops its own handlers as soon as one is configured. These are they, as they were.\n{tables}"
+        )))
     }
 
     /// The first setting that differs apart from our handler, as `a.b.c`.

@@ -88,6 +88,10 @@ pub fn containerd(host: &Host, options: &Options) -> Result<Plan> {
         }
     };
     let before = match &containerd {
+        // 1.x refuses a file that is named and missing.
+        Some(containerd) if old.is_none() => {
+            Some(containerd.dump_texts(|scratch| Ok(vec![(scratch.join("config.toml"), String::new())]))?)
+        }
         Some(containerd) => Some(containerd.dump(main).with_context(left)?),
         None => {
             notes.push(format!(
@@ -116,7 +120,7 @@ pub fn containerd(host: &Host, options: &Options) -> Result<Plan> {
             main,
         });
 
-    let imports = imports(main, &base, before.as_ref())?;
+    let imports = imports(main, &base)?;
     if let Some(path) = file_with_handler(host, main, &imports)? {
         let before = text(host, &path)?.unwrap_or_default();
         let refused = || format!("{} is left as it is", path.display());
@@ -149,8 +153,9 @@ pub fn containerd(host: &Host, options: &Options) -> Result<Plan> {
             if host.at(&path).exists() {
                 continue;
             }
-            let after = containerd::drop_in(version, &wanted);
-            if prover.drop_in(&base, &imports, &path, &after).is_ok() {
+            let text = containerd::drop_in(version, &wanted);
+            let proof = prover.first_that_holds(text, |text| prover.drop_in(&base, &imports, &path, text));
+            if let Ok(after) = proof {
                 let write = Write {
                     path,
                     before: None,
@@ -163,11 +168,13 @@ pub fn containerd(host: &Host, options: &Options) -> Result<Plan> {
             }
         }
     }
-    let after = containerd::with_handler(&base, &wanted)
+    let mut after = containerd::with_handler(&base, &wanted)
         .with_context(left)?
         .context("the handler has just been looked for in vain")?;
     if let Some(prover) = &prover {
-        prover.in_place(&after, &imports).with_context(left)?;
+        after = prover
+            .first_that_holds(after, |text| prover.in_place(text, &imports))
+            .with_context(left)?;
     }
     let write = Write {
         path: main.clone(),
@@ -180,18 +187,9 @@ pub fn containerd(host: &Host, options: &Options) -> Result<Plan> {
     })
 }
 
-/// What the main file imports; containerd's default if it does not say and containerd has one.
-fn imports(main: &Path, base: &str, before: Option<&Dump>) -> Result<Vec<Import>> {
-    let list = match containerd::imports(base)? {
-        Some(list) => list,
-        // 1.x prints the files that it has read; a default is a pattern.
-        None => before
-            .map(Dump::imports)
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|entry| entry.contains('*'))
-            .collect(),
-    };
+/// What the main file imports. The default that `config dump` of 2.2 and later prints is not followed.
+fn imports(main: &Path, base: &str) -> Result<Vec<Import>> {
+    let list = containerd::imports(base)?.unwrap_or_default();
     let folder = main.parent().unwrap_or(Path::new("/"));
     Ok(list
         .into_iter()
@@ -234,6 +232,18 @@ struct Prover<'a> {
 }
 
 impl Prover<'_> {
+    /// The text alone, or else with the handlers that containerd has by default.
+    fn first_that_holds(&self, text: String, holds: impl Fn(&str) -> Result<()>) -> Result<String> {
+        let Err(refused) = holds(&text) else {
+            return Ok(text);
+        };
+        let Some(missing) = self.before.defaults_missing_in(&text)? else {
+            return Err(refused);
+        };
+        let whole = format!("{text}{missing}");
+        holds(&whole).map(|()| whole)
+    }
+
     /// A drop-in that is not there yet, in the place where its name would put it.
     fn drop_in(&self, base: &str, imports: &[Import], path: &Path, text: &str) -> Result<()> {
         let after = self.containerd.dump_texts(|scratch| {
@@ -266,7 +276,7 @@ impl Prover<'_> {
     /// The main file with another text.
     fn in_place(&self, text: &str, imports: &[Import]) -> Result<()> {
         let after = self.containerd.dump_texts(|scratch| {
-            // Imports may be relative to the file's own folder. Without any, containerd's default is to hold.
+            // Imports may be relative to the file's own folder.
             let text = if containerd::imports(text)?.is_some() {
                 let list: Vec<String> = imports
                     .iter()

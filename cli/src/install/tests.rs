@@ -218,9 +218,28 @@ fn what_a_drop_in_would_lose_is_seen() {
     let merged = with_handler(KATA, &wanted()).unwrap().unwrap();
     let merged = Dump::parse(&format!("imports = [\"/etc/x.toml\"]\n{merged}")).unwrap();
     assert_eq!(before.lost(&merged), None);
-    assert_eq!(merged.imports(), ["/etc/x.toml"]);
     let off = Dump::parse("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]").unwrap();
     assert!(off.cri_is_disabled() && !before.cri_is_disabled());
+}
+
+#[test]
+fn defaults_that_1_x_would_drop_are_written_out() {
+    let (_, default) = FILES[1];
+    let before = Dump::parse(default).unwrap();
+    let file = with_handler("version = 2\n", &wanted()).unwrap().unwrap();
+    let missing = before.defaults_missing_in(&file).unwrap().unwrap();
+    let file: toml::Table = format!("{file}{missing}").parse().unwrap();
+    let keys = [
+        "plugins",
+        "io.containerd.grpc.v1.cri",
+        "containerd",
+        "runtimes",
+        "runc",
+    ];
+    let default: toml::Table = default.parse().unwrap();
+    assert_eq!(at(&file, &keys), at(&default, &keys));
+    // A file that names them needs nothing.
+    assert_eq!(before.defaults_missing_in(FILES[1].1).unwrap(), None);
 }
 
 #[test]
