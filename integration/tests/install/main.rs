@@ -87,6 +87,7 @@ const TESTS: &[(&str, Test)] = &[
     ("cri_that_is_disabled", cri_that_is_disabled),
     ("an_unusual_folder_of_binaries", an_unusual_folder_of_binaries),
     ("live_containers_keep_their_shim", live_containers_keep_their_shim),
+    ("the_rights_of_the_daemonset_do", the_rights_of_the_daemonset_do),
 ];
 
 /// Installs and uninstalls; in between it holds what must hold of any installation.
@@ -484,6 +485,29 @@ fn live_containers_keep_their_shim(v: &Version) -> Result<()> {
     );
     ensure!(node.read(MAIN)? == v.by_hand(""));
     Ok(())
+}
+
+fn the_rights_of_the_daemonset_do(v: &Version) -> Result<()> {
+    let node = v.node()?;
+    node.write(MAIN, &v.by_hand(""))?;
+    let before = node.tree()?;
+    // deploy/daemonset.yaml: all capabilities dropped but for this one, no new privileges.
+    let rights = [
+        "setpriv",
+        "--no-new-privs",
+        "--bounding-set=-all,+sys_chroot",
+        "--inh-caps=-all,+sys_chroot",
+    ];
+    node.diffkeeper_with(&rights, &["install", "--restart"])?.ok()?;
+    ensure!(node.told("restart", "containerd"));
+    node.has_handler()?;
+    node.diffkeeper_with(&rights, &["uninstall", "--restart"])?.ok()?;
+    ensure!(node.told("restart", "containerd"));
+    ensure!(node.tree()? == before, "something is left");
+    // And without it, it does not: the test would else show nothing.
+    let fewer = ["setpriv", "--no-new-privs", "--bounding-set=-all"];
+    node.diffkeeper_with(&fewer, &["install", "--containerd-bin", "/usr/bin/containerd"])?
+        .fails_with(&["--containerd-bin"])
 }
 
 /// The containerd of `hack/`, or why this machine cannot have it.

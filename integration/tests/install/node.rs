@@ -128,6 +128,13 @@ impl Node {
         run(Command::new(&words[0]).args(&words[1..]))
     }
 
+    /// The same below another program.
+    pub fn diffkeeper_with(&self, wrapper: &[&str], args: &[&str]) -> Result<Ran> {
+        run(Command::new(wrapper[0])
+            .args(&wrapper[1..])
+            .args(self.words(args)))
+    }
+
     /// The same with `/etc` mounted read-only.
     pub fn diffkeeper_read_only(&self, args: &[&str]) -> Result<Ran> {
         let etc = self.at("etc");
