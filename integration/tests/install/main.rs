@@ -88,6 +88,7 @@ const TESTS: &[(&str, Test)] = &[
     ("an_unusual_folder_of_binaries", an_unusual_folder_of_binaries),
     ("live_containers_keep_their_shim", live_containers_keep_their_shim),
     ("the_rights_of_the_daemonset_do", the_rights_of_the_daemonset_do),
+    ("the_daemon_starts_with_it", the_daemon_starts_with_it),
 ];
 
 /// Installs and uninstalls; in between it holds what must hold of any installation.
@@ -508,6 +509,39 @@ fn the_rights_of_the_daemonset_do(v: &Version) -> Result<()> {
     let fewer = ["setpriv", "--no-new-privs", "--bounding-set=-all"];
     node.diffkeeper_with(&fewer, &["install", "--containerd-bin", "/usr/bin/containerd"])?
         .fails_with(&["--containerd-bin"])
+}
+
+fn the_daemon_starts_with_it(v: &Version) -> Result<()> {
+    let node = v.node()?;
+    let (version, cri) = v.tables();
+    let text = format!(
+        "version = {version}\nroot = {root:?}\nstate = {state:?}\ndisabled_plugins = [\"io.containerd.nri.v1.nri\"]\n\
+         [grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {ttrpc:?}\n[plugins.\"io.containerd.internal.v1.opt\"]\npath = {opt:?}\n",
+        root = node.at("root"),
+        state = node.at("state"),
+        socket = node.at("c.sock"),
+        ttrpc = node.at("c.sock.ttrpc"),
+        opt = node.at("opt"),
+    );
+    // What a hand would write. 1.x then has no handler `runc`, and no CRI: nothing that install may do.
+    let bare = format!(
+        "{text}\n[{cri}.containerd.runtimes.diffkeeper]\nruntime_type = \"io.containerd.diffkeeper.v1\"\n"
+    );
+    node.write(MAIN, &bare)?;
+    let plugins = node.plugins(&v.binary)?;
+    ensure!(cri_is_up(&plugins) == v.merges(), "by hand: {plugins}");
+
+    node.write(MAIN, &text)?;
+    node.diffkeeper(&["install"])?.ok()?;
+    let plugins = node.plugins(&v.binary)?;
+    ensure!(cri_is_up(&plugins), "with install: {plugins}");
+    Ok(())
+}
+
+/// Whether every plugin of CRI is, in what `ctr plugins ls` prints.
+fn cri_is_up(plugins: &str) -> bool {
+    let mut cri = plugins.lines().filter(|line| line.contains("cri")).peekable();
+    cri.peek().is_some() && cri.all(|line| line.split_whitespace().last() == Some("ok"))
 }
 
 /// The containerd of `hack/`, or why this machine cannot have it.

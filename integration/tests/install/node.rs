@@ -7,10 +7,11 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use integration::Ran;
+use integration::{Ran, wait::until};
 
 /// The command line that was built last; beside it lies the shim.
 pub fn diffkeeper() -> PathBuf {
@@ -162,6 +163,32 @@ impl Node {
             "dump",
         ]))?;
         Ok(ran.ok()?.parse()?)
+    }
+
+    /// What the plugins of a daemon with this node's configuration are. It is started for that, and ended.
+    pub fn plugins(&self, containerd: &Path) -> Result<String> {
+        let log = fs::File::create(self.at("log"))?;
+        let mut daemon = Command::new(containerd)
+            .arg("--config")
+            .arg(self.at("etc/containerd/config.toml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let mut plugins = String::new();
+        let answered = until("containerd's answer", Duration::from_secs(20), || {
+            let mut ctr = Command::new("timeout");
+            ctr.args(["-k", "5", "5"]).arg(containerd.with_file_name("ctr"));
+            ctr.arg("--address")
+                .arg(self.at("c.sock"))
+                .args(["plugins", "ls"]);
+            plugins = run(&mut ctr).and_then(Ran::ok).unwrap_or_default();
+            !plugins.is_empty()
+        });
+        daemon.kill()?;
+        daemon.wait()?;
+        answered.with_context(|| fs::read_to_string(self.at("log")).unwrap_or_default())?;
+        Ok(plugins)
     }
 
     /// Demands that containerd knows the handler whole.
