@@ -13,9 +13,10 @@ ARCH       := $(shell uname -m)
 TRIPLE     := $(ARCH)-unknown-linux-gnu
 BINARIES   := containerd-shim-diffkeeper-v1 diffkeeper
 RELEASE    := $(CARGO_TARGET_DIR)/release
+IMAGE      ?= ghcr.io/diffkeeper/diffkeeper:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: build install uninstall demo test test-unit test-e2e bench soak lint clean help setup
+.PHONY: build image install uninstall demo test test-unit test-e2e bench soak lint clean help setup
 
 build: ## build the shim and the command line, statically linked
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --target $(TRIPLE) $(BINARIES:%=--bin %)
@@ -30,7 +31,10 @@ install: ## install what was built below PREFIX (/usr/local), and an example con
 	install -m 0755 $(BINARIES:%=$(RELEASE)/%) $(DESTDIR)$(PREFIX)/bin/
 	@test -e $(DESTDIR)$(SYSCONFDIR)/diffkeeper/config.toml || \
 	    install -m 0644 config.toml.example $(DESTDIR)$(SYSCONFDIR)/diffkeeper/config.toml
-	@echo "installed; what containerd's own configuration needs stands at the head of $(SYSCONFDIR)/diffkeeper/config.toml"
+	@echo "installed; containerd or Docker is told by: diffkeeper install (--docker); see --dry-run"
+
+image: build ## build the image of deploy/'s DaemonSet, with docker
+	docker build -f deploy/Dockerfile -t $(IMAGE) $(RELEASE)
 
 uninstall: ## remove what install put there; configuration and kept state stay
 	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%)

@@ -210,7 +210,7 @@ fn containerd(address: &Path) -> Vec<Finding> {
         None => error(
             "shim",
             format!("containerd (pid {pid}) does not find {SHIM}"),
-            "install it beside the containerd binary or into a directory of containerd's PATH (make install: /usr/local/bin), then start a container again; containerd itself need not be restarted",
+            "`diffkeeper install`, or put it beside the containerd binary or into a directory of containerd's PATH, then start a container again; containerd itself need not be restarted",
         ),
     });
     findings

@@ -55,6 +55,14 @@ impl Engine {
         }
     }
 
+    /// The same where there is no systemd.
+    fn restart_by_hand(self) -> &'static str {
+        match self {
+            Engine::Containerd => "restart containerd the way it was started",
+            Engine::Docker => "send dockerd SIGHUP",
+        }
+    }
+
     fn without(self, text: &str) -> Result<Without> {
         match self {
             Engine::Containerd => containerd::without_handler(text),
@@ -292,16 +300,13 @@ fn restart(
 ) -> Result<()> {
     for engine in due {
         let [verb, unit] = engine.restart();
-        let by_hand = format!("{unit} must {verb} before it knows: systemctl {verb} {unit}");
         if options.no_restart {
-            report.note(by_hand);
+            report.note(format!("the change counts after: systemctl {verb} {unit}"));
         } else if !host.has_systemd() {
-            ensure!(
-                !options.restart,
-                "no systemd runs here: {verb} {unit} as it was started"
-            );
+            let by_hand = engine.restart_by_hand();
+            ensure!(!options.restart, "no systemd runs here: {by_hand}");
             report.note(format!(
-                "no systemd runs here: {unit} must {verb} before it knows, as it was started"
+                "no systemd runs here: the change counts after you {by_hand}"
             ));
         } else if options.dry_run {
             report.restart(verb, unit);
@@ -338,13 +343,11 @@ pub fn uninstall(options: &Options, config: &Path, force: bool) -> Result<ExitCo
         .into_iter()
         .partition(|e| !only || engines.contains(&e.engine));
     record.edits = keep;
-    let mut due = BTreeSet::new();
+    let mut due = record.restart_due.clone();
+    due.retain(|engine| !only || engines.contains(engine));
     for edit in undo {
         if undo_edit(&host, &edit, &mut report).with_context(|| format!("undo {}", edit.path.display()))? {
             due.insert(edit.engine);
-        }
-        if !options.dry_run {
-            record.restart_due.remove(&edit.engine);
         }
     }
     // What is left of the other engine still needs the shim.
@@ -372,6 +375,9 @@ pub fn uninstall(options: &Options, config: &Path, force: bool) -> Result<ExitCo
     }
     others(&host, options, &record, &mut report)?;
     let restarted = restart(&host, options, &mut record, &mut report, &due);
+    if restarted.is_ok() && due.contains(&Engine::Docker) {
+        report.note("dockerd knows the runtime until it is restarted".to_owned());
+    }
     let live = live_trees(&host, config);
     if host.at(&live).exists() {
         report.note(format!(

@@ -387,6 +387,17 @@ fn a_restart_that_failed_is_tried_again(v: &Version) -> Result<()> {
         said == "Nothing to change.\n" && !node.told("restart", "containerd"),
         "{said}"
     );
+    node.systemctl("false")?;
+    node.diffkeeper(&["uninstall"])?
+        .fails_with(&["systemctl restart containerd"])?;
+    node.systemctl("touch")?;
+    let said = node.diffkeeper(&["uninstall"])?.ok()?;
+    ensure!(
+        said == "restart containerd\n" && node.told("restart", "containerd"),
+        "{said}"
+    );
+    node.diffkeeper(&["install"])?.ok()?;
+    ensure!(node.told("restart", "containerd"));
     // Who wants none has none.
     let said = node.diffkeeper(&["uninstall", "--no-restart"])?.ok()?;
     ensure!(said.contains("systemctl restart containerd"), "{said}");
