@@ -126,7 +126,7 @@ fn damaged_records_stop_nobody_and_cost_no_tree() {
         b"\xff",
     ];
     for damaged in all {
-        for file in ["holder.json", "state.json", "placeholders.json"] {
+        for file in ["holder.json", "state.json", "roots/rootfs/placeholders.json"] {
             std::fs::write(state.dir().join(file), damaged).unwrap();
         }
         let mut lease = held(&state, "next");

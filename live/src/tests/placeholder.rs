@@ -116,7 +116,7 @@ fn a_crash_between_two_lives_loses_no_record() {
     // The shim died here; the next attach begins with this.
     life.state.remove_placeholders().unwrap();
     assert_eq!(life.left(), [""; 0]);
-    assert!(!life.state.dir().join("placeholders.json").exists());
+    assert!(!life.state.dir().join("roots/rootfs/placeholders.json").exists());
 }
 
 #[test]
@@ -231,9 +231,9 @@ fn links_never_lead_out_of_the_tree() {
     // Records that name paths behind links, as if the container had put the links there since.
     let record = r#"{"made":["abs/empty","abs/file","out/empty","out/file"],
         "copied_up":[{"path":"abs/empty","mode":493,"uid":0,"gid":0},{"path":"out/empty","mode":493,"uid":0,"gid":0}]}"#;
-    fs::write(life.state.dir().join("placeholders.json"), record).unwrap();
+    fs::write(life.state.dir().join("roots/rootfs/placeholders.json"), record).unwrap();
     life.state.remove_placeholders().unwrap();
-    assert!(!life.state.dir().join("placeholders.json").exists());
+    assert!(!life.state.dir().join("roots/rootfs/placeholders.json").exists());
     let behind = ["abs/file", "out/empty"].map(|path| Misfit { path: path.into() });
     assert!(
         life.state
