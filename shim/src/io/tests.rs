@@ -12,10 +12,11 @@ use std::{
 };
 
 use nix::sys::stat::Mode;
+use tokio::sync::oneshot;
 
 use super::{ChildFds, Console, ConsoleSocket, IoOptions, Pipes, Stdio, target};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(10);
 
 struct Place(tempfile::TempDir);
 
@@ -62,12 +63,17 @@ fn file(fd: Option<OwnedFd>) -> File {
     fd.unwrap().into()
 }
 
-/// Does blocking work on another thread while the event loop goes on.
-async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::time::timeout(LIMIT, tokio::task::spawn_blocking(what))
-        .await
-        .expect("it never ended")
-        .unwrap()
+/// Does blocking work beside the event loop. Not on one of its own threads, whose end it would wait for after a
+/// failure.
+fn beside<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
+    let (done, result) = oneshot::channel();
+    std::thread::spawn(move || done.send(what()));
+    result
+}
+
+async fn ended<T>(work: oneshot::Receiver<T>) -> T {
+    let result = tokio::time::timeout(LIMIT, work).await;
+    result.expect("it never ended").unwrap()
 }
 
 /// Lets the event loop work until something is so.
@@ -102,8 +108,8 @@ async fn a_slow_reader_gets_every_byte_in_order() {
     let path = place.path("out");
     let sent: Vec<u8> = (0..600_000u32).map(|n| (n / 7) as u8).collect();
     let wanted = sent.clone();
-    let writing = tokio::task::spawn_blocking(move || writer.write_all(&sent).unwrap());
-    let reading = tokio::task::spawn_blocking(move || {
+    let writing = beside(move || writer.write_all(&sent).unwrap());
+    let reading = beside(move || {
         let mut reader = File::open(path).unwrap();
         let (mut all, mut part) = (Vec::new(), [0; 7_001]);
         loop {
@@ -115,10 +121,10 @@ async fn a_slow_reader_gets_every_byte_in_order() {
             std::thread::sleep(Duration::from_micros(500));
         }
     });
-    writing.await.unwrap();
+    ended(writing).await;
     copied(&mut pipes).await;
     pipes.close().await;
-    assert!(reading.await.unwrap() == wanted);
+    assert!(ended(reading).await == wanted);
 }
 
 #[tokio::test]
@@ -132,30 +138,30 @@ async fn a_reader_that_goes_away_and_comes_back_misses_nothing_written_meanwhile
     let open = move || OpenOptions::new().read(true).open(&path).unwrap();
     let first = {
         let open = open.clone();
-        blocking(move || {
+        ended(beside(move || {
             let (mut reader, mut line) = (open(), [0; 6]);
             reader.read_exact(&mut line).unwrap();
             line
-        })
+        }))
         .await
     };
     assert_eq!(&first, b"early\n");
     // The reader is gone; far more than a pipe holds is written.
     let sent = vec![b'x'; 1 << 20];
-    let writing = tokio::task::spawn_blocking(move || {
+    let mut writing = beside(move || {
         writer.write_all(&sent).unwrap();
         writer.write_all(b"late\n").unwrap();
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(!writing.is_finished(), "it waits, as for a slow reader");
-    let reading = tokio::task::spawn_blocking(move || {
+    assert!(writing.try_recv().is_err(), "it waits, as for a slow reader");
+    let reading = beside(move || {
         let mut all = Vec::new();
         open().read_to_end(&mut all).unwrap();
         all
     });
-    writing.await.unwrap();
+    ended(writing).await;
     copied(&mut pipes).await;
-    let all = reading.await.unwrap();
+    let all = ended(reading).await;
     assert_eq!(all.len(), (1 << 20) + 5);
     assert!(all.ends_with(b"xlate\n"));
 }
@@ -170,13 +176,13 @@ async fn one_fifo_for_both_streams_ends_with_the_last() {
         ..Stdio::default()
     };
     let (mut pipes, child) = pipes(&both).await;
-    let reading = tokio::task::spawn_blocking(move || std::fs::read_to_string(path).unwrap());
+    let mut reading = beside(move || std::fs::read_to_string(path).unwrap());
     file(child.stdout).write_all(b"out\n").unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
-    assert!(!reading.is_finished());
+    assert!(reading.try_recv().is_err());
     file(child.stderr).write_all(b"err\n").unwrap();
     copied(&mut pipes).await;
-    assert_eq!(reading.await.unwrap(), "out\nerr\n");
+    assert_eq!(ended(reading).await, "out\nerr\n");
 }
 
 #[tokio::test]
@@ -191,26 +197,26 @@ async fn input_survives_a_client_that_comes_back_and_ends_when_closed() {
     let mut reader = file(child.stdin);
     let send = |text: &'static [u8]| {
         let path = path.clone();
-        blocking(move || {
+        beside(move || {
             let mut client = OpenOptions::new().write(true).open(path).unwrap();
             client.write_all(text).unwrap();
         })
     };
-    send(b"one\n").await;
-    send(b"two\n").await;
-    let (mut reader, line) = blocking(move || {
+    ended(send(b"one\n")).await;
+    ended(send(b"two\n")).await;
+    let (mut reader, line) = ended(beside(move || {
         let mut line = [0; 8];
         reader.read_exact(&mut line).unwrap();
         (reader, line)
-    })
+    }))
     .await;
     assert_eq!(&line, b"one\ntwo\n");
     pipes.close_stdin();
-    let rest = blocking(move || {
+    let rest = ended(beside(move || {
         let mut rest = Vec::new();
         reader.read_to_end(&mut rest).unwrap();
         rest
-    })
+    }))
     .await;
     assert_eq!(rest, b"");
 }
@@ -226,16 +232,16 @@ async fn a_process_that_reads_no_input_disturbs_no_output() {
     })
     .await;
     drop(child.stdin);
-    blocking(move || {
+    ended(beside(move || {
         let mut client = OpenOptions::new().write(true).open(input).unwrap();
         // The second may find nobody: that is the client's to know.
         let _ = client.write_all(b"unread");
-    })
+    }))
     .await;
-    let reading = tokio::task::spawn_blocking(move || std::fs::read_to_string(output).unwrap());
+    let reading = beside(move || std::fs::read_to_string(output).unwrap());
     file(child.stdout).write_all(b"out").unwrap();
     copied(&mut pipes).await;
-    assert_eq!(reading.await.unwrap(), "out");
+    assert_eq!(ended(reading).await, "out");
 }
 
 #[tokio::test]
@@ -413,7 +419,7 @@ async fn closing_leaves_nothing_open() {
         let out = out.unwrap();
         until("the other end of stdout is closed", || broken(&out)).await;
         if let Some(mut input) = input {
-            let rest = blocking(move || input.read(&mut [0; 8]).unwrap()).await;
+            let rest = ended(beside(move || input.read(&mut [0; 8]).unwrap())).await;
             assert_eq!(rest, 0, "the other end of stdin is closed");
         }
         drop(made);
@@ -474,8 +480,8 @@ async fn a_terminals_output_is_whole_and_its_end_is_seen() {
     };
     let mut console = Console::new(master, "c1", "default", &stdio).await.unwrap();
     console.resize(100, 40).unwrap();
-    let reading = tokio::task::spawn_blocking(move || std::fs::read_to_string(output).unwrap());
-    let slave = blocking(move || {
+    let reading = beside(move || std::fs::read_to_string(output).unwrap());
+    let slave = beside(move || {
         for n in 0..3_000 {
             writeln!(slave, "line {n}").unwrap();
         }
@@ -484,7 +490,7 @@ async fn a_terminals_output_is_whole_and_its_end_is_seen() {
     .await;
     drop(slave);
     tokio::time::timeout(LIMIT, console.wait_copied()).await.unwrap();
-    let all = reading.await.unwrap();
+    let all = ended(reading).await;
     assert!(all.starts_with("line 0\r\n") && all.ends_with("line 2999\r\n"));
     assert_eq!(all.lines().count(), 3_000);
     tokio::time::timeout(LIMIT, console.close()).await.unwrap();
@@ -498,7 +504,7 @@ async fn the_console_socket_takes_one_descriptor_and_goes() {
     let socket = ConsoleSocket::new().unwrap();
     let path = socket.path().to_owned();
     let send = path.clone();
-    let sending = tokio::task::spawn_blocking(move || {
+    let sending = beside(move || {
         let stream = std::os::unix::net::UnixStream::connect(send).unwrap();
         let (read, _) = nix::unistd::pipe().unwrap();
         let fds = [read.as_raw_fd()];
@@ -510,7 +516,7 @@ async fn the_console_socket_takes_one_descriptor_and_goes() {
         .await
         .unwrap()
         .unwrap();
-    sending.await.unwrap();
+    ended(sending).await;
     let flags = nix::fcntl::fcntl(&received, nix::fcntl::FcntlArg::F_GETFD).unwrap();
     assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
     assert!(!path.exists() && !path.parent().unwrap().exists());
