@@ -91,7 +91,7 @@ async fn copied(pipes: &mut Pipes) {
         .expect("the copies never end");
 }
 
-/// Descriptors of this process that lead into a place, or to a pipe made by it.
+/// Descriptors of this process that lead into a place.
 fn open_below(place: &Place) -> Vec<PathBuf> {
     std::fs::read_dir("/proc/self/fd")
         .unwrap()
@@ -123,8 +123,8 @@ async fn a_slow_reader_gets_every_byte_in_order() {
     });
     ended(writing).await;
     copied(&mut pipes).await;
-    pipes.close().await;
     assert!(ended(reading).await == wanted);
+    until("both ends are closed", || open_below(&place).is_empty()).await;
 }
 
 #[tokio::test]
@@ -481,14 +481,12 @@ async fn a_terminals_output_is_whole_and_its_end_is_seen() {
     let mut console = Console::new(master, "c1", "default", &stdio).await.unwrap();
     console.resize(100, 40).unwrap();
     let reading = beside(move || std::fs::read_to_string(output).unwrap());
-    let slave = beside(move || {
+    ended(beside(move || {
         for n in 0..3_000 {
             writeln!(slave, "line {n}").unwrap();
         }
-        slave
-    })
+    }))
     .await;
-    drop(slave);
     tokio::time::timeout(LIMIT, console.wait_copied()).await.unwrap();
     let all = ended(reading).await;
     assert!(all.starts_with("line 0\r\n") && all.ends_with("line 2999\r\n"));
