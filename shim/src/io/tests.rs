@@ -71,6 +71,12 @@ fn beside<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> onesh
     result
 }
 
+/// Reads a fifo to its end. It is open when this returns, so the end cannot come before.
+fn read_beside(fifo: &str) -> oneshot::Receiver<String> {
+    let reader = File::open(fifo).unwrap();
+    beside(move || std::io::read_to_string(reader).unwrap())
+}
+
 async fn ended<T>(work: oneshot::Receiver<T>) -> T {
     let result = tokio::time::timeout(LIMIT, work).await;
     result.expect("it never ended").unwrap()
@@ -176,7 +182,7 @@ async fn one_fifo_for_both_streams_ends_with_the_last() {
         ..Stdio::default()
     };
     let (mut pipes, child) = pipes(&both).await;
-    let mut reading = beside(move || std::fs::read_to_string(path).unwrap());
+    let mut reading = read_beside(&path);
     file(child.stdout).write_all(b"out\n").unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(reading.try_recv().is_err());
@@ -238,7 +244,7 @@ async fn a_process_that_reads_no_input_disturbs_no_output() {
         let _ = client.write_all(b"unread");
     }))
     .await;
-    let reading = beside(move || std::fs::read_to_string(output).unwrap());
+    let reading = read_beside(&output);
     file(child.stdout).write_all(b"out").unwrap();
     copied(&mut pipes).await;
     assert_eq!(ended(reading).await, "out");
@@ -480,7 +486,7 @@ async fn a_terminals_output_is_whole_and_its_end_is_seen() {
     };
     let mut console = Console::new(master, "c1", "default", &stdio).await.unwrap();
     console.resize(100, 40).unwrap();
-    let reading = beside(move || std::fs::read_to_string(output).unwrap());
+    let reading = read_beside(&output);
     ended(beside(move || {
         for n in 0..3_000 {
             writeln!(slave, "line {n}").unwrap();
