@@ -162,6 +162,16 @@ pub async fn start_logger(
     container_id: &str,
     namespace: &str,
 ) -> Result<(Logger, OwnedFd, OwnedFd)> {
+    start_logger_within(LOGGER_READY_LIMIT, program, args, container_id, namespace).await
+}
+
+pub(super) async fn start_logger_within(
+    limit: Duration,
+    program: &Path,
+    args: &[String],
+    container_id: &str,
+    namespace: &str,
+) -> Result<(Logger, OwnedFd, OwnedFd)> {
     let pipe =
         || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context(|| "make a pipe for a logger".into());
     let ((out_read, out_write), (err_read, err_write), (ready_read, ready_write)) =
@@ -185,12 +195,16 @@ pub async fn start_logger(
     drop(command);
     let ready =
         copy::stream(ready_read, Interest::READABLE).context(|| "watch a logger's ready pipe".into())?;
-    let told = tokio::time::timeout(LOGGER_READY_LIMIT, ready.readable()).await;
+    let told = tokio::time::timeout(limit, ready.readable()).await;
     match told {
-        Err(_) => Err(Error::Other(format!(
-            "timeout waiting for logging driver {} to start",
-            program.display()
-        ))),
+        Err(_) => {
+            // Nobody would ever end it: the container that it is for does not start.
+            Logger { child }.end(Duration::ZERO).await;
+            Err(Error::Other(format!(
+                "timeout waiting for logging driver {} to start",
+                program.display()
+            )))
+        }
         Ok(Err(source)) => Err(Error::Io {
             context: format!("failed to read from {}", program.display()),
             source,

@@ -400,6 +400,31 @@ async fn a_logger_that_does_not_end_is_killed() {
 }
 
 #[tokio::test]
+async fn a_logger_that_is_never_ready_is_refused_and_killed() {
+    let place = Place::new();
+    let pid = place.path("pid");
+    let script = place.script(
+        "logger",
+        &format!(
+            "trap '' TERM\necho $$ > {pid}.new\nmv {pid}.new {pid}\nwhile :; do read x || sleep 0.01; done"
+        ),
+    );
+    let limit = Duration::from_millis(300);
+    let started = target::start_logger_within(limit, script.as_ref(), &[], "c1", "default").await;
+    let error = started.err().unwrap().to_string();
+    assert!(
+        error.contains("timeout waiting for logging driver") && error.contains(&script),
+        "{error}"
+    );
+    let pid = std::fs::read_to_string(pid).unwrap();
+    let stat = format!("/proc/{}/stat", pid.trim());
+    until("it is killed", || {
+        !std::fs::read_to_string(&stat).is_ok_and(|s| !s.contains(") Z "))
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn closing_leaves_nothing_open() {
     let place = Place::new();
     let logger = place.script("logger", "exec 5>&-\nexec cat <&3 >/dev/null");
