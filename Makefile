@@ -19,6 +19,7 @@ IMAGE      ?= ghcr.io/diffkeeper/diffkeeper:$(shell sed -n 's/^version = "\(.*\)
 .PHONY: build image install uninstall demo test test-unit test-e2e bench soak lint clean help setup
 
 build: ## build the shim and the command line, statically linked
+	@command -v protoc >/dev/null || { echo "protoc is needed (containerd's API): apt-get install protobuf-compiler"; exit 1; }
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --target $(TRIPLE) $(BINARIES:%=--bin %)
 	@for binary in $(BINARIES); do \
 	    install -D $(CARGO_TARGET_DIR)/$(TRIPLE)/release/$$binary $(RELEASE)/$$binary || exit; \

@@ -1,6 +1,7 @@
 //! `diffkeeper`: what a person types.
 
 mod doctor;
+mod image;
 mod install;
 mod states;
 mod table;
@@ -75,6 +76,18 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Ask containerd which image a container has; the shim does
+    #[command(hide = true)]
+    ImageOf {
+        /// containerd's socket
+        #[arg(long)]
+        address: PathBuf,
+        /// containerd's namespace
+        #[arg(long)]
+        namespace: String,
+        /// The container's id
+        container: String,
+    },
     /// Print a completion script: `diffkeeper completions bash > /etc/bash_completion.d/diffkeeper`
     Completions {
         /// The shell
@@ -107,6 +120,11 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Doctor { json, address } => doctor::run(&cli.config, address, *json),
         Command::Install(options) => install::install(options),
         Command::Uninstall { options, force } => install::uninstall(options, &cli.config, *force),
+        Command::ImageOf {
+            address,
+            namespace,
+            container,
+        } => image::print(address, namespace, container),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "diffkeeper", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

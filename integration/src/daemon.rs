@@ -60,6 +60,7 @@ pub struct Daemon {
     /// Which one, as `hack/dev-containerd` names it.
     pub version: String,
     name: String,
+    more: Vec<String>,
     env: HashMap<String, String>,
 }
 
@@ -117,6 +118,7 @@ impl Daemon {
         Ok(Ok(Daemon {
             version: version.into(),
             name: name.into(),
+            more: more.iter().map(ToString::to_string).collect(),
             env,
         }))
     }
@@ -339,15 +341,9 @@ impl Daemon {
     /// # Errors
     /// When it does not come up.
     pub fn restart(&self) -> Result<()> {
-        run(Command::new(repository().join("hack/dev-containerd")).args([
-            "up",
-            "--containerd",
-            &self.version,
-            "--name",
-            &self.name,
-        ]))?
-        .ok()
-        .map(drop)
+        let mut up = Command::new(repository().join("hack/dev-containerd"));
+        up.args(["up", "--containerd", &self.version, "--name", &self.name]);
+        run(up.args(&self.more))?.ok().map(drop)
     }
 
     /// The mounts below its folder.

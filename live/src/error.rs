@@ -37,6 +37,9 @@ pub enum Error {
     /// There is no such state.
     #[error("there is no state {0}")]
     Missing(String),
+    /// There is one already.
+    #[error("there is a state {0} already: try again, or remove that one")]
+    Exists(String),
     /// A system call failed.
     #[error("{context}: {source}")]
     Io {

@@ -217,6 +217,7 @@ mod tests {
                 reclaim: policy,
                 container: "c1",
                 roots: &[root],
+                image: None,
             };
             state.attached(&life, now).unwrap();
         }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Context, Error, Result},
-    layout::Node,
+    layout::{Node, make},
     lease::Holder,
     probe,
     root::RootDir,
@@ -56,9 +56,21 @@ pub struct Record {
     pub last_container: Option<String>,
     /// When it is forgotten.
     pub reclaim: Policy,
+    /// The image that the last life stood on.
+    #[serde(default)]
+    pub image: Option<Image>,
     /// The roots that were mounted in the last life, by the names of their directories.
     #[serde(default)]
     pub roots: Vec<String>,
+}
+
+/// An image, as far as it is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Its layers, the topmost first: path, inode and birth of each.
+    pub layers: Vec<String>,
+    /// Its digest, where somebody asked for it.
+    pub digest: Option<String>,
 }
 
 /// What a container that takes a state makes of it.
@@ -72,6 +84,8 @@ pub struct Life<'a> {
     pub container: &'a str,
     /// What is mounted of it.
     pub roots: &'a [RootDir],
+    /// What it stands on.
+    pub image: Option<Image>,
 }
 
 /// A state on this node.
@@ -135,6 +149,7 @@ impl State {
             last_container: Some(life.container.into()),
             reclaim: life.reclaim,
             roots: roots.collect::<Result<_>>()?,
+            image: life.image.clone(),
         };
         write_json(&self.dir.join("state.json"), &record)
     }
@@ -166,6 +181,41 @@ impl State {
             }
         }
         Ok(false)
+    }
+
+    /// Gives the whole live tree to a new state of another name, which nobody uses, and leaves this one as if it had
+    /// never been. The caller has the lease, and nothing is mounted.
+    ///
+    /// # Errors
+    /// A full or read-only disk, a state of that name.
+    pub fn set_aside(&self, name: &StateName, reclaim: Policy, now: SystemTime) -> Result<()> {
+        let other = self.node.state(name);
+        if other.dir.exists() {
+            return Err(Error::Exists(name.to_string()));
+        }
+        make(&other.dir)?;
+        let record = self.record().map(|record| Record {
+            last_used: seconds(now),
+            reclaim,
+            ..record
+        });
+        // Before the tree: a tree without a record would never expire, a record without one is nothing.
+        if let Some(record) = record {
+            write_json(&other.dir.join("state.json"), &record)?;
+        }
+        for part in ["roots", "aside"] {
+            let (from, to) = (self.dir.join(part), other.dir.join(part));
+            match std::fs::rename(&from, &to) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).on("set aside", &from),
+                _ => {}
+            }
+        }
+        match std::fs::remove_file(self.dir.join("state.json")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).on("remove the record of", &self.dir)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Asks the kernel whether an overlay stands on an upper directory.

@@ -2,7 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{Error, annotations::check_path, duration};
+use crate::{
+    Error,
+    annotations::{OnImageChange, check_path},
+    duration,
+};
 
 /// When a state is forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub struct Config {
     pub allow_env_state: bool,
     /// The only paths that are kept; all when there are none.
     pub paths: Vec<PathBuf>,
+    /// What to do when a container comes with another image than the state's last one.
+    pub on_image_change: OnImageChange,
     /// Paths that start empty in each container.
     pub exclude: Vec<PathBuf>,
     /// How long a state in use is waited for.
@@ -56,6 +62,7 @@ impl Default for Config {
             root: "/var/lib/diffkeeper".into(),
             allow_env_state: false,
             paths: Vec::new(),
+            on_image_change: OnImageChange::Keep,
             exclude: ["/run", "/var/run", "/tmp"].map(PathBuf::from).to_vec(),
             lease_wait: Duration::ZERO,
             lease_wait_cri: Duration::from_secs(10),
@@ -86,6 +93,10 @@ impl Config {
                 "root" => config.root = at.absolute(value)?,
                 "allow-env-state" => config.allow_env_state = at.boolean(value)?,
                 "paths" => config.paths = at.paths(value)?,
+                "on-image-change" => {
+                    config.on_image_change = OnImageChange::parse(at.string(value)?)
+                        .ok_or_else(|| at.wrong("\"keep\", \"fresh\" or \"refuse\""))?;
+                }
                 "exclude" => config.exclude = at.paths(value)?,
                 "lease-wait" => config.lease_wait = at.duration(value)?,
                 "lease-wait-cri" => config.lease_wait_cri = at.duration(value)?,
@@ -107,7 +118,7 @@ impl Config {
                 }
                 _ => {
                     return Err(at.unknown(
-                        "root, allow-env-state, paths, exclude, lease-wait, lease-wait-cri, cri-namespaces, [reclaim] unchosen, chosen",
+                        "root, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, [reclaim] unchosen, chosen",
                     ));
                 }
             }
@@ -237,6 +248,7 @@ mod tests {
             "allow-env-state",
             "paths",
             "exclude",
+            "on-image-change",
             "lease-wait",
             "lease-wait-cri",
             "cri-namespaces",

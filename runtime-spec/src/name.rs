@@ -81,6 +81,27 @@ impl StateName {
         PathBuf::from(&self.text)
     }
 
+    /// The name under which this state's live tree is set aside, `seconds` after 1970: it can be used as any other, by
+    /// the annotation that names a state.
+    ///
+    /// # Errors
+    /// None that a name of ours can give.
+    pub fn set_aside(&self, seconds: u64) -> Result<StateName, Error> {
+        // In Kubernetes the pod's part is what the annotation gives.
+        let at = if self.engine == Engine::Kubernetes {
+            2
+        } else {
+            self.components().count() - 1
+        };
+        let suffix = format!(".before-{seconds}");
+        let mut parts: Vec<String> = self.components().map(str::to_owned).collect();
+        if let Some(part) = parts.get_mut(at) {
+            part.truncate(LONGEST_COMPONENT - suffix.len());
+            part.push_str(&suffix);
+        }
+        parts.join("/").parse()
+    }
+
     /// Whether `tail` is a whole-component end of the name: `web` of `ctr/default/web`.
     #[must_use]
     pub fn matches_tail(&self, tail: &str) -> bool {

@@ -25,6 +25,7 @@ use crate::{
     process::{PendingStreams, Process, Status, read_pid},
     reaper::Reaper,
     runc::{CreateOptions, CriuOptions, Runc},
+    service::Client,
 };
 
 const INIT_PID: &str = "init.pid";
@@ -71,7 +72,8 @@ impl Container {
     ///
     /// # Errors
     /// A bad bundle, bad options, a state in use, a mount or the runtime that fails.
-    pub async fn create(namespace: &str, request: &CreateTaskRequest, reaper: &Reaper) -> Result<Container> {
+    pub async fn create(client: &Client, request: &CreateTaskRequest, reaper: &Reaper) -> Result<Container> {
+        let namespace = client.namespace.as_str();
         let options = match request.options.as_ref() {
             Some(any) => Options::from_any(any)?,
             None => Options::default(),
@@ -81,7 +83,7 @@ impl Container {
         let spec = crate::keep::read_spec(&bundle)?;
         let kill_all_on_exit = spec.parsed.shares_pid_namespace();
         let runc = Runc::new(&options, namespace, &bundle, reaper);
-        let mut root = Root::prepare(namespace, request, spec).await?;
+        let mut root = Root::prepare(client, request, spec).await?;
 
         let stdio = Stdio {
             stdin: request.stdin.clone(),

@@ -15,7 +15,7 @@ use crate::{
     events::{ADDRESS_VARIABLE, Publisher},
     log,
     reaper::Reaper,
-    service::{Service, Shutdown},
+    service::{Client, Service, Shutdown},
     sys,
 };
 
@@ -54,12 +54,16 @@ async fn run(args: &Args, listener: std::os::unix::net::UnixListener) -> Result<
         .filter(|address| !address.is_empty())
         .unwrap_or_else(|| format!("{}.ttrpc", args.address));
     let events = Publisher::start(&args.namespace, address);
+    let client = Client {
+        namespace: args.namespace.clone(),
+        address: args.address.clone(),
+    };
     let shutdown = Arc::new(Notify::new());
     let end = Shutdown {
         socket: args.socket.clone(),
         notify: shutdown.clone(),
     };
-    let service = Service::new(&args.namespace, reaper, events.clone(), end);
+    let service = Service::new(client, reaper, events.clone(), end);
 
     let listener =
         tokio::net::UnixListener::from_std(listener).context(|| "listen on the inherited socket".into())?;

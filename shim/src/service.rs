@@ -42,11 +42,20 @@ use crate::{
 pub struct Service(Arc<Shared>);
 
 struct Shared {
-    namespace: String,
+    client: Client,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     reaper: Reaper,
     events: Publisher,
     shutdown: Shutdown,
+}
+
+/// Which containerd this shim serves.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The namespace of its containers.
+    pub namespace: String,
+    /// containerd's socket.
+    pub address: String,
 }
 
 /// How the service ends its process.
@@ -60,9 +69,9 @@ pub struct Shutdown {
 impl Service {
     /// A service without containers.
     #[must_use]
-    pub fn new(namespace: &str, reaper: Reaper, events: Publisher, shutdown: Shutdown) -> Service {
+    pub fn new(client: Client, reaper: Reaper, events: Publisher, shutdown: Shutdown) -> Service {
         Service(Arc::new(Shared {
-            namespace: namespace.to_owned(),
+            client,
             containers: Mutex::default(),
             reaper,
             events,
@@ -101,7 +110,7 @@ impl Service {
             )));
         }
         let window = self.0.reaper.window();
-        let container = Arc::new(Container::create(&self.0.namespace, &request, &self.0.reaper).await?);
+        let container = Arc::new(Container::create(&self.0.client, &request, &self.0.reaper).await?);
         let pid = container.init.pid();
         self.containers().insert(request.id.clone(), container.clone());
         self.0.events.send(&TaskCreate {

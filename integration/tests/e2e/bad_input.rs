@@ -67,13 +67,26 @@ fn names_and_annotations(d: &Daemon) -> Result<()> {
     )?;
     refused(
         d,
-        &["--annotation", "diffkeeper.io/paths=/data"],
-        &["diffkeeper.io/paths", "not support"],
+        &["--annotation", "diffkeeper.io/restore=head"],
+        &["diffkeeper.io/restore", "not support"],
     )?;
     refused(
         d,
         &["--annotation", "diffkeeper.io/when-missing=refuse"],
         &["there is no state", "when-missing"],
+    )?;
+    let long = format!("diffkeeper.io/exclude={}", "/some/path,".repeat(6000));
+    refused(
+        d,
+        &["--annotation", &long],
+        &["diffkeeper.io/exclude", "too many"],
+    )?;
+    let many: Vec<String> = (0..200).map(|n| format!("/p{n}")).collect();
+    let many = format!("diffkeeper.io/paths={}", many.join(","));
+    refused(
+        d,
+        &["--annotation", &many],
+        &["diffkeeper.io/paths", "at most 64"],
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use integration::{Daemon, OURS};
 
 use crate::Test;
@@ -30,6 +30,7 @@ pub const TESTS: &[(&str, Test)] = &[
         "keeps::owners_under_any_user_namespace",
         owners_under_any_user_namespace,
     ),
+    ("keeps::image_upgrades", image_upgrades),
     ("keeps::states_rm_and_prune", states_rm_and_prune),
 ];
 
@@ -482,4 +483,68 @@ fn states_rm_and_prune(d: &Daemon) -> Result<()> {
     d.diffkeeper(&["rm", "--yes", "sr2"])?.ok()?;
     ensure!(!d.upper("sr2").exists());
     d.diffkeeper(&["rm", "--yes", "sr2"])?.fails_with(&["no state"])
+}
+
+fn image_upgrades(d: &Daemon) -> Result<()> {
+    let (old, new) = (d.import("upgrade-1")?, d.import("upgrade-2")?);
+    let state = |name: &str| format!("diffkeeper.io/state={name}");
+    let change = |what: &str| format!("diffkeeper.io/on-image-change={what}");
+    let run = |image: &str, name: &str, what: &str, script: &str| {
+        let (state, change) = (state(name), change(what));
+        let more = ["--annotation", state.as_str(), "--annotation", change.as_str()];
+        life(d, image, "upgraded", &more, script)
+    };
+    let write = "echo mine > /app/changed-by-user; echo new > /app/written; echo into > /app/becomes-file/added; echo over > /app/becomes-directory";
+    let list = "cd /app; for f in $(find . -type f | sort); do echo $f: $(cat $f); done";
+
+    // What the container wrote wins, everything else comes from the new image.
+    run(&old, "upgrade-keep", "keep", write)?;
+    let seen = run(&new, "upgrade-keep", "keep", list)?;
+    let expected = "./appears: new\n./becomes-directory: over\n./becomes-file/added: into\n./changed-by-user: mine\n./version: version 2\n./written: new\n";
+    ensure!(seen == expected, "{seen}");
+    // And back.
+    let seen = run(
+        &old,
+        "upgrade-keep",
+        "keep",
+        "cat /app/version /app/more /app/vanishes /app/changed-by-user; ls /app/becomes-file",
+    )?;
+    ensure!(seen == "version 1\nmore\nold\nmine\nadded\nin\n", "{seen}");
+
+    // The old live tree is set aside under a name of its own.
+    run(&old, "upgrade-fresh", "fresh", write)?;
+    ensure!(run(&old, "upgrade-fresh", "fresh", "cat /app/changed-by-user")? == "mine\n");
+    let seen = run(
+        &new,
+        "upgrade-fresh",
+        "fresh",
+        "cat /app/changed-by-user; ls /app/written 2>/dev/null || echo fresh",
+    )?;
+    ensure!(seen == "version 2\nfresh\n", "{seen}");
+    let listed = d.diffkeeper(&["states"])?.ok()?;
+    let aside = listed
+        .split_whitespace()
+        .find(|word| word.contains("/upgrade-fresh.before-"));
+    let aside = aside
+        .and_then(|name| name.rsplit('/').next())
+        .with_context(|| format!("it is not listed: {listed}"))?;
+    ensure!(run(&old, aside, "keep", "cat /app/changed-by-user")? == "mine\n");
+
+    // Both digests are said, and nothing is lost.
+    run(&old, "upgrade-refuse", "refuse", write)?;
+    let told = run(&new, "upgrade-refuse", "refuse", "true")
+        .err()
+        .map(|e| format!("{e:#}"))
+        .unwrap_or_default();
+    d.forget("upgraded")?;
+    ensure!(
+        told.matches("sha256:").count() == 2 && told.contains("upgrade-refuse"),
+        "{told}"
+    );
+    ensure!(run(&old, "upgrade-refuse", "refuse", "cat /app/changed-by-user")? == "mine\n");
+    // The same image unpacked anew is the same image.
+    d.ctr(&["images", "rm", "--sync", &old])?.ok()?;
+    ensure!(d.import("upgrade-1")? == old);
+    ensure!(run(&old, "upgrade-refuse", "refuse", "cat /app/changed-by-user")? == "mine\n");
+    Ok(())
 }

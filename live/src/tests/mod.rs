@@ -97,6 +97,7 @@ impl State {
             reclaim,
             container,
             roots: &[self.rootfs()],
+            image: None,
         };
         self.attached(&life, now)
     }

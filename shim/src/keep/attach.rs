@@ -36,6 +36,8 @@ pub(super) struct Attach {
     pub(super) bundle: PathBuf,
     pub(super) rootfs: PathBuf,
     pub(super) from_engine: Vec<RootfsMount>,
+    /// containerd's socket.
+    pub(super) address: String,
 }
 
 impl Attach {
@@ -94,6 +96,7 @@ impl Attach {
         lease.update(|_| {})?;
         state.remove_placeholders()?;
         self.freshen(state)?;
+        let image = self.image_of(state)?;
 
         let roots = self.roots()?;
         let mut edits = Edits::default();
@@ -132,6 +135,7 @@ impl Attach {
             reclaim: reclaim.into(),
             container: &self.holder.container_id,
             roots: &mounted,
+            image: Some(image),
         };
         state.attached(&life, SystemTime::now())?;
         Ok(())

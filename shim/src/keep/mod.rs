@@ -4,6 +4,7 @@
 //! shim that died. A container that opts out gets the stock shim's mounts and nothing else.
 
 mod attach;
+mod image;
 
 use std::{
     path::{Path, PathBuf},
@@ -24,6 +25,7 @@ use self::attach::Attach;
 use crate::{
     error::{Context, Error, Result},
     mounts,
+    service::Client,
 };
 
 /// Names the configuration file; for tests, and for two installations on one machine.
@@ -104,7 +106,8 @@ impl Root {
     ///
     /// # Errors
     /// A name or annotation that is wrong, a state in use, a mount that fails; nothing is left mounted then.
-    pub async fn prepare(namespace: &str, request: &CreateTaskRequest, spec: Spec) -> Result<Root> {
+    pub async fn prepare(client: &Client, request: &CreateTaskRequest, spec: Spec) -> Result<Root> {
+        let namespace = client.namespace.as_str();
         let bundle = PathBuf::from(&request.bundle);
         let rootfs = bundle.join("rootfs");
         let from_engine: Vec<RootfsMount> = request.rootfs.iter().map(mounts::requested).collect();
@@ -140,6 +143,7 @@ impl Root {
             bundle,
             rootfs: rootfs.clone(),
             from_engine,
+            address: client.address.clone(),
         };
         let kept = attach.run().await?;
         Ok(Root {
