@@ -105,6 +105,19 @@ libraries() {
         awk '$1 == "Inst" && $2 ~ /^(lib|zlib|tzdata)/ { print $2 }'
 }
 
+# relink SUITE TMP INTO BINARY PACKAGE...: what comes from a newer suite needs that suite's libraries. runc executes
+# itself again (/proc/self/exe), so starting it through ld.so will not do: the path of the loader is written into
+# the binary. TMP/bin and TMP/lib will be INTO/bin and INTO/lib.
+relink() {
+    local suite=$1 tmp=$2 into=$3 binary=$4
+    shift 4
+    unpack "$suite" "$tmp/root" "$@" && unpack bookworm "$tmp/tools" patchelf || return 1
+    mkdir -p "$tmp/lib"
+    find "$tmp/root" -path '*-linux-gnu/*' -name '*.so*' -not -path '*-linux-gnu/*/*' -exec cp -L {} "$tmp/lib/" \; || return 1
+    "$tmp/tools/usr/bin/patchelf" --set-interpreter "$into/lib/ld-linux-x86-64.so.2" \
+        --force-rpath --set-rpath "$into/lib" "$tmp/bin/$binary"
+}
+
 # mounts_below DIR: mount points in DIR, deepest last mounted first.
 mounts_below() {
     awk -v dir="$1/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | tac

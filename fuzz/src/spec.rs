@@ -35,7 +35,7 @@ pub fn state_name(data: &[u8]) {
             (STATE, text),
         ];
         let bundle = with_annotations(pod);
-        match Identity::of(&bundle, namespace, "c1", &Config::default()) {
+        match Identity::of(&bundle, namespace, "c1", &Config::default(), None) {
             Ok(Identity::State { name, chosen }) => {
                 check_name(&name);
                 assert!(chosen);
@@ -54,7 +54,7 @@ pub fn state_name(data: &[u8]) {
         // Where it is the container's id it is checked the same; its namespace too.
         for (namespace, id) in [("default", text), (text, "c1")] {
             if let Ok(Identity::State { name, chosen }) =
-                Identity::of(&Bundle::default(), namespace, id, &Config::default())
+                Identity::of(&Bundle::default(), namespace, id, &Config::default(), None)
             {
                 check_name(&name);
                 assert!(!chosen);
@@ -126,7 +126,7 @@ pub fn annotations(data: &[u8]) {
         ..Bundle::default()
     };
     for namespace in ["default", "k8s.io"] {
-        match Identity::of(&bundle, namespace, "c1", &Config::default()) {
+        match Identity::of(&bundle, namespace, "c1", &Config::default(), None) {
             Ok(Identity::State { name, .. }) => check_name(&name),
             Ok(Identity::PassThrough(_)) => {}
             Err(error) => printable(&error.to_string()),
@@ -162,7 +162,7 @@ pub fn bundle(data: &[u8]) {
             ..Config::default()
         };
         for namespace in ["default", "k8s.io", "moby"] {
-            if let Ok(Identity::State { name, .. }) = Identity::of(bundle, namespace, "c1", &config) {
+            if let Ok(Identity::State { name, .. }) = Identity::of(bundle, namespace, "c1", &config, None) {
                 check_name(&name);
             }
         }

@@ -43,6 +43,9 @@ pub struct Holder {
     pub boot_id: String,
     /// The container's first process.
     pub init: Option<Init>,
+    /// Where the root is mounted; below the bundle unless an engine had mounted it elsewhere.
+    #[serde(default)]
+    pub root: PathBuf,
     /// Device number (major, minor) of the overlay, which nothing else has while it stands anywhere.
     pub overlay: Option<(u32, u32)>,
 }
@@ -55,6 +58,7 @@ impl Holder {
             container_id: container_id.into(),
             namespace: namespace.into(),
             bundle: bundle.into(),
+            root: bundle.join("rootfs"),
             shim_pid: std::process::id(),
             boot_id: survivor::boot_id(),
             init: None,
@@ -143,6 +147,12 @@ impl State {
 }
 
 impl Lease {
+    /// Who has it: this process's container.
+    #[must_use]
+    pub fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
     /// The holder who died without releasing the lease.
     #[must_use]
     pub fn previous(&self) -> Option<&Holder> {

@@ -138,14 +138,14 @@ fn thaw(pid: i32) {
 
 /// The mount that the dead shim made for the container, if it is still that one.
 fn unmount_leftover(holder: &Holder) {
-    let rootfs = holder.bundle.join("rootfs");
-    let device = std::fs::symlink_metadata(&rootfs).map(|m| (major(m.dev()), minor(m.dev())));
+    let rootfs = &holder.root;
+    let device = std::fs::symlink_metadata(rootfs).map(|m| (major(m.dev()), minor(m.dev())));
     if holder
         .overlay
         .is_some_and(|(a, b)| device.is_ok_and(|dev| dev == (u64::from(a), u64::from(b))))
     {
         // If it does not go, the kernel says so at the next look.
-        let _ = umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        let _ = umount2(rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
     }
 }
 

@@ -33,6 +33,9 @@ pub enum Error {
     /// The configuration does not parse.
     #[error("{0}")]
     Config(String),
+    /// An engine's own record does not parse.
+    #[error("{0}")]
+    Engine(String),
     /// A mount that cannot be part of a live tree's root.
     #[error("{0}")]
     Mount(String),

@@ -4,6 +4,7 @@
 pub mod annotations;
 pub mod bundle;
 pub mod config;
+pub mod docker;
 pub mod duration;
 mod error;
 pub mod mount;

@@ -2,13 +2,11 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-use crate::{Error, bundle::Bundle, config::Config};
+use crate::{Error, bundle::Bundle, config::Config, docker};
 
 /// The longest component of a name, in bytes.
 pub const LONGEST_COMPONENT: usize = 128;
 
-/// containerd's namespace of Docker's containers.
-const DOCKER_NAMESPACE: &str = "moby";
 /// The environment variable that may name a state, where the configuration allows it.
 const ENV_VARIABLE: &str = "DIFFKEEPER_STATE";
 /// The annotation that names a state.
@@ -199,8 +197,10 @@ pub enum Reason {
     Sandbox,
     /// An annotation says `none`.
     OptedOut,
-    /// Docker's containers are not kept by this version.
-    Docker,
+    /// Docker gave the container its name, and itself keeps its upper across restarts: a build must see its own.
+    Unnamed,
+    /// Docker's record of the container was not found, so nobody knows its name.
+    Unknown,
 }
 
 /// Who a container is.
@@ -218,7 +218,7 @@ pub enum Identity {
 }
 
 impl Identity {
-    /// Reads it from the bundle.
+    /// Reads it from the bundle, and for a container of Docker's from its record.
     ///
     /// # Errors
     /// A name that is wrong.
@@ -227,10 +227,8 @@ impl Identity {
         namespace: &str,
         container_id: &str,
         config: &Config,
+        docker: Option<&docker::Record>,
     ) -> Result<Identity, Error> {
-        if namespace == DOCKER_NAMESPACE {
-            return Ok(Identity::PassThrough(Reason::Docker));
-        }
         let kind = bundle.annotation("io.kubernetes.cri.container-type");
         // Anybody can put these annotations on a container of another namespace; there they mean nothing.
         if config.cri_namespaces.iter().any(|n| n == namespace)
@@ -247,6 +245,9 @@ impl Identity {
             .annotation(STATE)
             .map(|value| (format!("annotation {STATE}"), value))
             .or_else(|| from_env.map(|value| (format!("environment variable {ENV_VARIABLE}"), value)));
+        if namespace == docker::NAMESPACE {
+            return Self::of_docker(supplied, docker);
+        }
         match &supplied {
             Some((_, NONE)) => Ok(Identity::PassThrough(Reason::OptedOut)),
             Some((source, value)) => {
@@ -267,6 +268,23 @@ impl Identity {
                 })
             }
         }
+    }
+
+    fn of_docker(
+        supplied: Option<(String, &str)>,
+        record: Option<&docker::Record>,
+    ) -> Result<Identity, Error> {
+        let (source, name) = match (supplied, record) {
+            (Some((_, NONE)), _) => return Ok(Identity::PassThrough(Reason::OptedOut)),
+            (Some(supplied), _) => supplied,
+            (None, None) => return Ok(Identity::PassThrough(Reason::Unknown)),
+            (None, Some(record)) if docker::is_generated(&record.name) => {
+                return Ok(Identity::PassThrough(Reason::Unnamed));
+            }
+            (None, Some(record)) => ("container name".to_owned(), record.name.as_str()),
+        };
+        let name = StateName::new(Engine::Docker, &[(source.as_str(), name)])?;
+        Ok(Identity::State { name, chosen: true })
     }
 
     fn of_cri(bundle: &Bundle) -> Result<Identity, Error> {
@@ -327,7 +345,13 @@ mod tests {
     }
 
     fn named(namespace: &str, annotations: &[(&str, &str)]) -> Result<Identity, Error> {
-        Identity::of(&bundle(annotations, &[]), namespace, "c1", &Config::default())
+        Identity::of(
+            &bundle(annotations, &[]),
+            namespace,
+            "c1",
+            &Config::default(),
+            None,
+        )
     }
 
     fn state(text: &str, chosen: bool) -> Identity {
@@ -369,7 +393,31 @@ mod tests {
             named("default", &[(STATE, "none")]).unwrap(),
             Identity::PassThrough(Reason::OptedOut)
         );
-        assert_eq!(named("moby", &[]).unwrap(), Identity::PassThrough(Reason::Docker));
+        assert_eq!(
+            named("moby", &[]).unwrap(),
+            Identity::PassThrough(Reason::Unknown)
+        );
+        let of = |name: &str, annotations: &[(&str, &str)]| {
+            let record = docker::Record {
+                name: name.into(),
+                ..docker::Record::default()
+            };
+            Identity::of(
+                &bundle(annotations, &[]),
+                "moby",
+                "5d",
+                &Config::default(),
+                Some(&record),
+            )
+            .unwrap()
+        };
+        assert_eq!(of("web", &[]), state("docker/web", true));
+        assert_eq!(of("elated_kare", &[]), Identity::PassThrough(Reason::Unnamed));
+        assert_eq!(of("elated_kare", &[(STATE, "db")]), state("docker/db", true));
+        assert_eq!(
+            of("web", &[(STATE, "none")]),
+            Identity::PassThrough(Reason::OptedOut)
+        );
     }
 
     #[test]
@@ -412,7 +460,7 @@ mod tests {
     #[test]
     fn the_environment_counts_only_where_allowed() {
         let b = bundle(&[], &["DIFFKEEPER_STATE=web"]);
-        let of = |config: &Config| Identity::of(&b, "default", "c1", config).unwrap();
+        let of = |config: &Config| Identity::of(&b, "default", "c1", config, None).unwrap();
         assert_eq!(of(&Config::default()), state("ctr/default/c1", false));
         assert_eq!(
             of(&Config {

@@ -83,7 +83,7 @@ impl Container {
         let spec = crate::keep::read_spec(&bundle)?;
         let kill_all_on_exit = spec.parsed.shares_pid_namespace();
         let runc = Runc::new(&options, namespace, &bundle, reaper);
-        let mut root = Root::prepare(client, request, spec).await?;
+        let mut root = Root::prepare(client, request, spec, reaper).await?;
 
         let stdio = Stdio {
             stdin: request.stdin.clone(),

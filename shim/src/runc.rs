@@ -5,6 +5,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -309,37 +310,10 @@ impl Runc {
 
     /// Runs a call and collects what it prints.
     async fn capture(&self, mut command: Command, stdin: Option<Option<OwnedFd>>) -> Result<(Exit, Vec<u8>)> {
-        let (read, write) = sys::pipe().context(|| "make a pipe for the OCI runtime".into())?;
-        let stderr = write.try_clone().context(|| "share a pipe".into())?;
-        command
-            .stdin(stream(stdin.flatten()))
-            .stdout(write)
-            .stderr(stderr);
-        let receiver = self.spawn(&mut command)?;
-        drop(command);
-        let mut output = Vec::new();
-        let mut pipe =
-            tokio::net::unix::pipe::Receiver::from_owned_fd(read).context(|| "read from a pipe".into())?;
-        // A child of the runtime may hold the pipe after the runtime itself is gone: the exit decides.
-        let mut receiver = receiver;
-        let mut buffer = [0u8; 4096];
-        let exit = loop {
-            tokio::select! {
-                exit = &mut receiver => break exit,
-                read = pipe.read(&mut buffer) => match read {
-                    Ok(0) | Err(_) => break receiver.await,
-                    Ok(n) => output.extend_from_slice(buffer.get(..n).unwrap_or_default()),
-                },
-            }
-        };
-        while let Ok(n) = pipe.try_read(&mut buffer) {
-            if n == 0 {
-                break;
-            }
-            output.extend_from_slice(buffer.get(..n).unwrap_or_default());
-        }
-        let exit = exit.map_err(|_| Error::Other("the OCI runtime's exit was lost".into()))?;
-        Ok((exit, output))
+        command.stdin(stream(stdin.flatten()));
+        capture(&self.reaper, command)
+            .await
+            .map_err(|source| self.not_run(source))
     }
 
     async fn wait(&self, mut command: Command) -> Result<Exit> {
@@ -352,15 +326,20 @@ impl Runc {
     }
 
     fn spawn(&self, command: &mut Command) -> Result<tokio::sync::oneshot::Receiver<Exit>> {
-        sys::die_with_parent(command);
-        let child = command.spawn().map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => Error::Other(format!(
+        spawn(&self.reaper, command).map_err(|source| self.not_run(source))
+    }
+
+    fn not_run(&self, source: io::Error) -> Error {
+        match source.kind() {
+            io::ErrorKind::NotFound => Error::Other(format!(
                 "the OCI runtime {:?} was not found on PATH: install it (Debian: apt-get install runc) or set BinaryName",
                 self.binary
             )),
-            _ => Error::Io { context: format!("run the OCI runtime {:?}", self.binary), source },
-        })?;
-        Ok(self.reaper.claim(child.id().cast_signed()))
+            _ => Error::Io {
+                context: format!("run the OCI runtime {:?}", self.binary),
+                source,
+            },
+        }
     }
 
     fn check(&self, call: &'static str, exit: Exit, output: &[u8]) -> Result<()> {
@@ -399,6 +378,46 @@ impl Runc {
             .last()
             .map(|line| line.msg.trim().to_owned())
     }
+}
+
+fn spawn(reaper: &Reaper, command: &mut Command) -> io::Result<tokio::sync::oneshot::Receiver<Exit>> {
+    sys::die_with_parent(command);
+    let child = command.spawn()?;
+    Ok(reaper.claim(child.id().cast_signed()))
+}
+
+/// Runs a command and collects what it prints on either stream. Only the reaper waits for children here: the standard
+/// library's own way would race with it.
+///
+/// # Errors
+/// When it cannot be run.
+pub async fn capture(reaper: &Reaper, mut command: Command) -> io::Result<(Exit, Vec<u8>)> {
+    let (read, write) = sys::pipe()?;
+    let stderr = write.try_clone()?;
+    command.stdout(write).stderr(stderr);
+    let mut receiver = spawn(reaper, &mut command)?;
+    drop(command);
+    let mut output = Vec::new();
+    let mut pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(read)?;
+    // A child of the command may hold the pipe after the command itself is gone: the exit decides.
+    let mut buffer = [0u8; 4096];
+    let exit = loop {
+        tokio::select! {
+            exit = &mut receiver => break exit,
+            read = pipe.read(&mut buffer) => match read {
+                Ok(0) | Err(_) => break receiver.await,
+                Ok(n) => output.extend_from_slice(buffer.get(..n).unwrap_or_default()),
+            },
+        }
+    };
+    while let Ok(n) = pipe.try_read(&mut buffer) {
+        if n == 0 {
+            break;
+        }
+        output.extend_from_slice(buffer.get(..n).unwrap_or_default());
+    }
+    let exit = exit.map_err(|_| io::Error::other("its exit was lost"))?;
+    Ok((exit, output))
 }
 
 fn common(command: &mut Command, options: &CreateOptions) {

@@ -124,7 +124,7 @@ fn same(found: &str, expected: &str) -> Result<()> {
     Ok(())
 }
 
-const LIST: &str = "cd /var/lib/data; find . | sort; stat -c '%n %u:%g %a %h %F %Y' . sub sub/file hard link; readlink link; cat sub/file";
+const LIST: &str = "cd /var/lib/data; find . | sort; stat -c '%n %u:%g %a %h %F' . sub; stat -c '%n %u:%g %a %h %F %Y' sub/file hard link; readlink link; cat sub/file";
 
 fn image_volumes_are_kept(d: &Daemon) -> Result<()> {
     let cri = Cri::connect(d)?;

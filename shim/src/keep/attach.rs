@@ -1,6 +1,7 @@
 //! Taking a state for a container: the lease, the mounts, what the runtime is told.
 
 use std::{
+    cell::Cell,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
@@ -9,17 +10,22 @@ use std::{
 use live::{Attempt, Holder, Lease, Life, Node, Root, RootDir, State, Want};
 use runtime_spec::{
     annotations::{Annotations, WhenMissing},
-    bundle::{Bind, Bundle, Edits, IdMapping},
+    bundle::{Bind, Bundle, Edits, IdMapping, Mount},
     config::Config,
     mount::{RootPlan, RootfsMount, Wants, targets},
     name::{Engine, StateName},
     roots::{Roots, Wishes, is_cri_volume},
 };
 
-use super::{EVICTION_LIMIT, Kept, Spec, blocking, detach, make_rootfs};
+use super::{
+    EVICTION_LIMIT, Kept, Spec, blocking, detach,
+    docker::{Docker, mounted_by_engine},
+    make_rootfs, unmount,
+};
 use crate::{
     error::{Context, Error, Result},
     mounts::{self, IdMaps, Overlay},
+    reaper::Reaper,
 };
 
 /// How often a held lease is looked at again.
@@ -38,22 +44,39 @@ pub(super) struct Attach {
     pub(super) from_engine: Vec<RootfsMount>,
     /// containerd's socket.
     pub(super) address: String,
+    /// Docker's record, for a container of Docker's.
+    pub(super) docker: Option<Docker>,
+    /// Waits for the command that asks containerd.
+    pub(super) reaper: Reaper,
 }
 
 impl Attach {
     pub(super) async fn run(self) -> Result<Kept> {
         let (state, mut lease) = self.lease().await?;
-        blocking(move || match self.mount(&state, &mut lease) {
-            Ok(()) => Ok(Kept { state, lease }),
-            Err(error) => {
-                let undone = mounts::unmount_recursive(&self.rootfs).and_then(|()| detach(&state, lease));
-                if let Err(second) = undone {
-                    tracing::error!(state = %self.name, error = %second, "undo a failed attach");
+        let digest = self.digest(&state).await;
+        blocking(
+            move || match digest.and_then(|digest| self.mount(&state, &mut lease, digest)) {
+                Ok(()) => Ok(Kept { state, lease }),
+                Err(error) => {
+                    let over = self.over_engine(&lease);
+                    let undone = match over {
+                        // Nothing of ours stands there yet.
+                        None if self.docker.is_some() => Ok(()),
+                        over => unmount(&self.rootfs, over),
+                    };
+                    if let Err(second) = undone.and_then(|()| detach(&state, lease)) {
+                        tracing::error!(state = %self.name, error = %second, "undo a failed attach");
+                    }
+                    Err(error)
                 }
-                Err(error)
-            }
-        })
+            },
+        )
         .await
+    }
+
+    /// The device of our overlay, where it stands over one that the engine mounted.
+    pub(super) fn over_engine(&self, lease: &Lease) -> Option<(u32, u32)> {
+        lease.holder().overlay.filter(|_| self.docker.is_some())
     }
 
     /// Waits for the lease as long as the configuration or the container says, without holding up the pod.
@@ -88,22 +111,22 @@ impl Attach {
         }
     }
 
-    fn mount(&self, state: &State, lease: &mut Lease) -> Result<()> {
+    fn mount(&self, state: &State, lease: &mut Lease, digest: Option<String>) -> Result<()> {
         if let Some(evicted) = state.evict(lease, EVICTION_LIMIT)? {
             tracing::warn!(state = %self.name, holder = evicted.holder.container_id, killed = ?evicted.killed,
                 "the last holder's shim had died: what was left of it has been ended");
         }
-        lease.update(|_| {})?;
+        lease.update(|holder| holder.root.clone_from(&self.rootfs))?;
         state.remove_placeholders()?;
         self.freshen(state)?;
-        let image = self.image_of(state)?;
+        let image = self.image_of(state, digest)?;
 
         let roots = self.roots()?;
         let mut edits = Edits::default();
         let mut mounted = Vec::new();
         if self.paths().is_empty() {
             mounted.push(self.mount_root(state, lease)?);
-            if self.from_engine.is_empty() && self.own_root() != self.rootfs {
+            if self.docker.is_none() && self.from_engine.is_empty() && self.own_root() != self.rootfs {
                 // `--rootfs`: the runtime is to take our mount, not the directory below it.
                 edits.root_path = Some("rootfs".into());
             }
@@ -156,11 +179,16 @@ impl Attach {
             exclude: self.exclude(),
             include_mounts: &self.annotations.include_mounts,
         };
-        let of_cri = self.name.engine() == Engine::Kubernetes;
         let id = &self.holder.container_id;
-        Ok(Roots::new(&self.spec.parsed, &wishes, |m| {
-            of_cri && is_cri_volume(m, id)
-        })?)
+        let is_image_volume = |mount: &Mount| match self.name.engine() {
+            Engine::Kubernetes => is_cri_volume(mount, id),
+            Engine::Docker => self
+                .docker
+                .as_ref()
+                .is_some_and(|docker| docker.is_image_volume(mount)),
+            Engine::Containerd => false,
+        };
+        Ok(Roots::new(&self.spec.parsed, &wishes, is_image_volume)?)
     }
 
     fn own_root(&self) -> PathBuf {
@@ -171,27 +199,28 @@ impl Attach {
     fn mount_root(&self, state: &State, lease: &mut Lease) -> Result<RootDir> {
         let root = state.root(&Root::Rootfs)?;
         let plan = self.plan()?;
-        make_rootfs(&self.rootfs)?;
-        let overlay = {
-            mounts::mount_all(&plan.before, &self.rootfs)?;
-            let top = plan.lower.first().map(PathBuf::as_path).unwrap_or(Path::new("/"));
-            let image =
-                std::fs::metadata(top).context(|| format!("look at the image's layer {}", top.display()))?;
-            let mapped = plan.lower_id_map.is_some();
-            root.prepare_overlay(image.mode(), self.owner_on_disk(&image, mapped))?;
-            self.overlay(&root, &plan)?
-        };
+        if self.docker.is_none() {
+            make_rootfs(&self.rootfs)?;
+        }
+        mounts::mount_all(&plan.before, &self.rootfs)?;
+        let top = plan.lower.first().map(PathBuf::as_path).unwrap_or(Path::new("/"));
+        let image =
+            std::fs::metadata(top).context(|| format!("look at the image's layer {}", top.display()))?;
+        let mapped = plan.lower_id_map.is_some();
+        root.prepare_overlay(image.mode(), self.owner_on_disk(&image, mapped))?;
+        let overlay = self.overlay(&root, &plan)?;
         self.mount_overlay(&overlay, lease)?;
-        self.make_way(
-            state,
-            &root,
-            &self.rootfs,
-            || mounts::unmount_recursive(&self.rootfs),
-            || {
-                mounts::mount_all(&plan.before, &self.rootfs)?;
-                mounts::mount_overlay(&overlay)
-            },
-        )?;
+        let over = Cell::new(self.over_engine(lease));
+        let unmount_root = || unmount(&self.rootfs, over.get());
+        let mount_again = || {
+            mounts::mount_all(&plan.before, &self.rootfs)?;
+            mounts::mount_overlay(&overlay)?;
+            if over.get().is_some() {
+                over.set(Some(mounts::overlay_device(&self.rootfs)?));
+            }
+            Ok(())
+        };
+        self.make_way(state, &root, &self.rootfs, unmount_root, mount_again)?;
         self.note_device(lease)?;
         mounts::mount_all(&plan.after, &self.rootfs)?;
         Ok(root)
@@ -315,8 +344,20 @@ impl Attach {
         Ok(())
     }
 
+    /// What the engine would have the root stand on.
+    pub(super) fn plan_of_engine(&self) -> Result<RootPlan> {
+        let by_itself = match &self.docker {
+            Some(_) => mounted_by_engine(&self.rootfs)?,
+            None => None,
+        };
+        match by_itself {
+            Some(overlay) => Ok(RootPlan::new(&[overlay], &self.own_root())?),
+            None => Ok(RootPlan::new(&self.from_engine, &self.own_root())?),
+        }
+    }
+
     fn plan(&self) -> Result<RootPlan> {
-        let mut plan = RootPlan::new(&self.from_engine, &self.own_root())?;
+        let mut plan = self.plan_of_engine()?;
         // What a client put there before the start (a restored checkpoint's files) must not be lost.
         if let Some(upper) = plan.engine_upper.take()
             && std::fs::read_dir(&upper).is_ok_and(|mut entries| entries.next().is_some())

@@ -3,50 +3,68 @@
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use live::{Image, Policy, State};
-use runtime_spec::{annotations::OnImageChange, mount::RootPlan};
+use runtime_spec::annotations::OnImageChange;
 use serde::Deserialize;
 
 use super::attach::Attach;
-use crate::error::{Context, Error, Result};
+use crate::{
+    error::{Error, Result},
+    runc::capture,
+};
 
 /// The command line, which can ask containerd; the shim stays small without.
 const COMMAND: &str = "diffkeeper";
 
 impl Attach {
-    /// The container's image. Where it is not the state's last one, what `on-image-change` says has been done.
-    pub(super) fn image_of(&self, state: &State) -> Result<Image> {
-        let wish = self
-            .annotations
+    fn wish(&self) -> OnImageChange {
+        self.annotations
             .on_image_change
-            .unwrap_or(self.config.on_image_change);
-        let layers = self.layers()?;
+            .unwrap_or(self.config.on_image_change)
+    }
+
+    /// The digest of the container's image, where it matters and is known: containerd is asked only when the layers
+    /// are not those of the last life.
+    pub(super) async fn digest(&self, state: &State) -> Result<Option<String>> {
+        if let Some(docker) = &self.docker {
+            return Ok(Some(docker.record.image.clone()).filter(|image| !image.is_empty()));
+        }
+        if self.wish() == OnImageChange::Keep {
+            return Ok(None);
+        }
         let last = state.record().and_then(|record| record.image);
-        let same = last.as_ref().is_some_and(|image| image.layers == layers);
-        if let Some(image) = last
-            .clone()
-            .filter(|image| same && (image.digest.is_some() || wish == OnImageChange::Keep))
-        {
+        match last.filter(|image| image.digest.is_some()) {
+            Some(last) if self.layers().is_ok_and(|layers| layers == last.layers) => Ok(last.digest),
+            _ => self.ask_for_digest().await,
+        }
+    }
+
+    /// The container's image, to be recorded. Where it is not the state's last one, what `on-image-change` says is
+    /// done.
+    pub(super) fn image_of(&self, state: &State, digest: Option<String>) -> Result<Image> {
+        let last = state.record().and_then(|record| record.image);
+        let mut image = Image {
+            layers: self.layers()?,
+            digest,
+        };
+        let Some(last) = last else {
+            return Ok(image);
+        };
+        // The same image, perhaps unpacked anew.
+        let known = image.digest.is_some() && last.digest.is_some();
+        if if known {
+            image.digest == last.digest
+        } else {
+            image.layers == last.layers
+        } {
+            image.digest = image.digest.or(last.digest);
             return Ok(image);
         }
-        // Its layers are the same, or nobody asks what image it is: no need to know more.
-        let digest = match wish {
-            OnImageChange::Keep => None,
-            _ => self.ask_for_digest()?,
-        };
-        let image = Image { layers, digest };
-        let Some(last) = last.filter(|_| !same) else {
-            return Ok(image);
-        };
-        if image.digest.is_some() && image.digest == last.digest {
-            // The same image, unpacked anew.
-            return Ok(image);
-        }
-        match wish {
+        match self.wish() {
             OnImageChange::Keep => {
                 tracing::info!(state = %self.name, "another image: what the container wrote wins, all else comes from the new one");
             }
@@ -77,7 +95,7 @@ impl Attach {
 
     /// The chain of lower layers. A directory may be made again under the same path, so its inode and birth count too.
     fn layers(&self) -> Result<Vec<String>> {
-        let plan = RootPlan::new(&self.from_engine, &self.bundle.join(&self.spec.parsed.root.path))?;
+        let plan = self.plan_of_engine()?;
         let of_disk = plan.before.iter().map(|mount| PathBuf::from(&mount.source));
         let layers: Vec<PathBuf> = if plan.lower.is_empty() {
             of_disk.collect()
@@ -88,7 +106,7 @@ impl Attach {
     }
 
     /// The digest of the container's image; none where containerd knows of no image (`--rootfs`).
-    fn ask_for_digest(&self) -> Result<Option<String>> {
+    async fn ask_for_digest(&self) -> Result<Option<String>> {
         #[derive(Deserialize)]
         struct Answer {
             digest: Option<String>,
@@ -99,20 +117,31 @@ impl Attach {
         let program = beside
             .filter(|path| path.exists())
             .unwrap_or_else(|| COMMAND.into());
-        let output = Command::new(&program)
-            .args(["image-of", "--address", &self.address, "--namespace", &self.holder.namespace])
-            .arg(&self.holder.container_id)
-            .stdin(Stdio::null())
-            .output()
-            .context(|| format!("run {} to ask containerd for the image's digest (diffkeeper.io/on-image-change needs it beside the shim)", program.display()))?;
-        if !output.status.success() {
-            return Err(Error::Other(format!(
-                "ask containerd for the image's digest: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            )));
+        let mut command = Command::new(&program);
+        command
+            .args([
+                "image-of",
+                "--address",
+                &self.address,
+                "--namespace",
+                &self.holder.namespace,
+            ])
+            .arg(&self.holder.container_id);
+        let told = |what: String| {
+            Error::Other(format!(
+                "ask containerd for the image's digest, which diffkeeper.io/on-image-change needs: {what}"
+            ))
+        };
+        let (exit, output) = capture(&self.reaper, command).await.map_err(|e| {
+            told(format!(
+                "run {}: {e}; it belongs beside the shim",
+                program.display()
+            ))
+        })?;
+        if exit.status != 0 {
+            return Err(told(String::from_utf8_lossy(&output).trim().to_owned()));
         }
-        let answer: Answer = serde_json::from_slice(&output.stdout)
-            .map_err(|e| Error::Other(format!("ask containerd for the image's digest: {e}")))?;
+        let answer: Answer = serde_json::from_slice(&output).map_err(|e| told(e.to_string()))?;
         Ok(answer.digest)
     }
 }

@@ -4,6 +4,7 @@
 //! shim that died. A container that opts out gets the stock shim's mounts and nothing else.
 
 mod attach;
+mod docker;
 mod image;
 
 use std::{
@@ -18,13 +19,14 @@ use runtime_spec::{
     bundle::Bundle,
     config::Config,
     mount::{RootfsMount, is_clients_own_disk},
-    name::Identity,
+    name::{Identity, Reason},
 };
 
-use self::attach::Attach;
+use self::{attach::Attach, docker::Docker};
 use crate::{
     error::{Context, Error, Result},
     mounts,
+    reaper::Reaper,
     service::Client,
 };
 
@@ -92,6 +94,8 @@ impl From<runtime_spec::Error> for Error {
 /// A container's root filesystem, mounted.
 pub struct Root {
     rootfs: PathBuf,
+    /// The overlay's device where an engine had mounted the root itself: only ours on top of it is unmounted.
+    over: Option<(u32, u32)>,
     kept: Option<Kept>,
 }
 
@@ -106,13 +110,27 @@ impl Root {
     ///
     /// # Errors
     /// A name or annotation that is wrong, a state in use, a mount that fails; nothing is left mounted then.
-    pub async fn prepare(client: &Client, request: &CreateTaskRequest, spec: Spec) -> Result<Root> {
+    pub async fn prepare(
+        client: &Client,
+        request: &CreateTaskRequest,
+        spec: Spec,
+        reaper: &Reaper,
+    ) -> Result<Root> {
         let namespace = client.namespace.as_str();
         let bundle = PathBuf::from(&request.bundle);
         let rootfs = bundle.join("rootfs");
         let from_engine: Vec<RootfsMount> = request.rootfs.iter().map(mounts::requested).collect();
         let config = read_config()?;
-        let identity = Identity::of(&spec.parsed, namespace, &request.id, &config)?;
+        let docker = Docker::find(&spec.parsed, namespace, &request.id)?;
+        let record = docker.as_ref().map(|docker| &docker.record);
+        let identity = Identity::of(&spec.parsed, namespace, &request.id, &config, record)?;
+        if let Identity::PassThrough(reason @ (Reason::Unnamed | Reason::Unknown)) = &identity {
+            tracing::info!(
+                id = request.id,
+                ?reason,
+                "nothing is kept: give the container a name, or the annotation diffkeeper.io/state"
+            );
+        }
         let own_disk = is_clients_own_disk(&from_engine);
         if own_disk {
             tracing::info!(
@@ -130,9 +148,14 @@ impl Root {
                     .map_err(|e| Error::Other(format!("failed to mount rootfs component: {e}")))
             })
             .await?;
-            return Ok(Root { rootfs, kept: None });
+            return Ok(Root {
+                rootfs,
+                over: None,
+                kept: None,
+            });
         };
         let annotations = Annotations::parse(&spec.parsed.annotations)?;
+        let root_path = spec.parsed.root.path.clone();
         let attach = Attach {
             holder: Holder::new(&request.id, namespace, &bundle),
             name,
@@ -141,13 +164,20 @@ impl Root {
             annotations,
             spec,
             bundle,
-            rootfs: rootfs.clone(),
+            // Docker mounts a root itself, and looks there for what the container has.
+            rootfs: if docker.is_some() { root_path } else { rootfs },
+            docker,
             from_engine,
+            reaper: reaper.clone(),
             address: client.address.clone(),
         };
+        let over_engine = attach.docker.is_some();
+        let rootfs = attach.rootfs.clone();
         let kept = attach.run().await?;
+        let over = kept.lease.holder().overlay.filter(|_| over_engine);
         Ok(Root {
             rootfs,
+            over,
             kept: Some(kept),
         })
     }
@@ -168,14 +198,21 @@ impl Root {
     /// # Errors
     /// A mount that does not go. The holder record then stays, so that the next attach asks the kernel first.
     pub async fn release(&mut self) -> Result<()> {
-        let rootfs = self.rootfs.clone();
+        let (rootfs, over) = (self.rootfs.clone(), self.over);
         let kept = self.kept.take();
         blocking(move || {
-            mounts::unmount_recursive(&rootfs)
-                .map_err(|e| Error::Other(format!("failed rootfs umount: {e}")))?;
+            unmount(&rootfs, over).map_err(|e| Error::Other(format!("failed rootfs umount: {e}")))?;
             kept.map_or(Ok(()), |kept| detach(&kept.state, kept.lease))
         })
         .await
+    }
+}
+
+/// Unmounts a root: all of it, or where it stands over an engine's own, that one overlay.
+fn unmount(rootfs: &Path, over: Option<(u32, u32)>) -> Result<()> {
+    match over {
+        Some(device) => mounts::unmount_device(rootfs, device),
+        None => mounts::unmount_recursive(rootfs),
     }
 }
 
@@ -206,7 +243,13 @@ pub fn clean_up(namespace: &str, container_id: &str, bundle: &Path) -> Result<()
     // Half a bundle names no state; then the holder records do.
     let named = read_spec(bundle)
         .ok()
-        .and_then(|spec| Identity::of(&spec.parsed, namespace, container_id, &config).ok());
+        .and_then(|spec| {
+            let docker = Docker::find(&spec.parsed, namespace, container_id).ok()?;
+            let record = docker.as_ref().map(|docker| &docker.record);
+            Identity::of(&spec.parsed, namespace, container_id, &config, record).ok()
+        })
+        // A record that Docker has removed already names nothing any more.
+        .filter(|identity| *identity != Identity::PassThrough(Reason::Unknown));
     let states = match named {
         Some(Identity::PassThrough(_)) => return Ok(()),
         Some(Identity::State { name, .. }) => vec![name],

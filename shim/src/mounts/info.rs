@@ -15,6 +15,8 @@ pub struct MountInfo {
     pub target: PathBuf,
     /// The file system's type.
     pub kind: String,
+    /// The file system's own options.
+    pub options: String,
 }
 
 /// The mounts at and below a path, in the order they were made.
@@ -34,10 +36,13 @@ pub fn mounts_under(prefix: &Path) -> Result<Vec<MountInfo>> {
 fn parse(line: &[u8]) -> Option<MountInfo> {
     let mut fields = line.split(|b| *b == b' ');
     let target = fields.nth(4)?;
-    let kind = fields.skip_while(|f| *f != b"-").nth(1)?;
+    let mut rest = fields.skip_while(|f| *f != b"-").skip(1);
+    let kind = rest.next()?;
+    let options = rest.nth(1).unwrap_or_default();
     Some(MountInfo {
         target: unescape(target),
         kind: String::from_utf8_lossy(kind).into_owned(),
+        options: unescape(options).to_string_lossy().into_owned(),
     })
 }
 
@@ -73,8 +78,11 @@ mod tests {
 
     #[test]
     fn a_line_with_escapes() {
-        let m = parse(b"36 35 98:0 / /a\\040b\\134 rw master:1 - overlay none rw").unwrap();
-        assert_eq!((m.target, m.kind.as_str()), ("/a b\\".into(), "overlay"));
+        let m = parse(b"36 35 98:0 / /a\\040b\\134 rw master:1 - overlay none rw,lowerdir=/x").unwrap();
+        assert_eq!(
+            (m.target, m.kind.as_str(), m.options.as_str()),
+            ("/a b\\".into(), "overlay", "rw,lowerdir=/x")
+        );
         assert_eq!(parse(b""), None);
     }
 

@@ -166,6 +166,22 @@ pub fn unmount_recursive(target: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Unmounts the overlay with this device number from the top of what is mounted at `target`, and nothing else: below it
+/// is an engine's own.
+///
+/// # Errors
+/// A mount that is busy even for a lazy unmount.
+pub fn unmount_device(target: &Path, device: (u32, u32)) -> Result<()> {
+    while overlay_device(target).is_ok_and(|there| there == device) {
+        let gone = match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
+            Err(Errno::EBUSY) => umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW),
+            other => other,
+        };
+        gone.context(|| format!("unmount {}", target.display()))?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
