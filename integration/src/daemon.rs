@@ -64,14 +64,14 @@ pub struct Daemon {
     env: HashMap<String, String>,
 }
 
-fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .map(Path::to_owned)
         .unwrap_or_default()
 }
 
-fn run(command: &mut Command) -> Result<Ran> {
+pub(crate) fn run(command: &mut Command) -> Result<Ran> {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -81,6 +81,24 @@ fn run(command: &mut Command) -> Result<Ran> {
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+/// The reason why a script of `hack/` says that something cannot be had here.
+pub(crate) fn skipped(ran: &Ran) -> Option<String> {
+    let last = ran.err.lines().last().unwrap_or("cannot be had here");
+    (ran.status == SKIP).then(|| last.trim_start_matches("skip: ").to_owned())
+}
+
+/// The environment that `env` of a script of `hack/` prints.
+pub(crate) fn exports(env: &mut Command) -> Result<HashMap<String, String>> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let text = run(env)?.ok()?;
+    let pairs = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+    Ok(pairs
+        .map(|(key, value)| (key.to_owned(), value.replace("$PATH", &path)))
+        .collect())
 }
 
 impl Daemon {
@@ -98,23 +116,11 @@ impl Daemon {
             command
         };
         let up = run(hack("up").args(more))?;
-        if up.status == SKIP {
-            return Ok(Err(up
-                .err
-                .lines()
-                .last()
-                .unwrap_or("cannot be had here")
-                .trim_start_matches("skip: ")
-                .to_owned()));
+        if let Some(reason) = skipped(&up) {
+            return Ok(Err(reason));
         }
         up.ok().context("hack/dev-containerd up")?;
-        let path = std::env::var("PATH").unwrap_or_default();
-        let env = run(&mut hack("env"))?
-            .ok()?
-            .lines()
-            .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
-            .map(|(key, value)| (key.to_owned(), value.replace("$PATH", &path)))
-            .collect();
+        let env = exports(&mut hack("env"))?;
         Ok(Ok(Daemon {
             version: version.into(),
             name: name.into(),
@@ -398,7 +404,7 @@ pub fn kill_group(leader: u32) -> Result<()> {
         .with_context(|| format!("kill group {leader}"))
 }
 
-fn processes() -> impl Iterator<Item = (i32, Vec<String>)> {
+pub(crate) fn processes() -> impl Iterator<Item = (i32, Vec<String>)> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;

@@ -3,9 +3,11 @@
 pub mod api;
 pub mod cri;
 pub mod daemon;
+pub mod docker;
 pub mod wait;
 
 pub use daemon::{Daemon, Ran};
+pub use docker::Docker;
 
 /// The runtime under test.
 pub const OURS: &str = "io.containerd.diffkeeper.v1";

@@ -1,0 +1,167 @@
+//! One private Docker (`hack/dev-docker`), stopped and removed with everything it started.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    daemon::{Ran, exports, processes, repository, run, skipped},
+    wait::until,
+};
+
+/// A running Docker.
+pub struct Docker {
+    /// Where it keeps images and roots: `overlay2` or `containerd`.
+    pub store: String,
+    env: HashMap<String, String>,
+}
+
+fn hack(what: &str, store: &str) -> Command {
+    let mut command = Command::new(repository().join("hack/dev-docker"));
+    command.args([what, "--store", store, "--name", "e2e"]);
+    command
+}
+
+impl Docker {
+    /// Starts one. An inner error is the reason why this machine cannot have it.
+    ///
+    /// # Errors
+    /// When it should work and does not.
+    pub fn up(store: &str) -> Result<Result<Docker, String>> {
+        if !nix::unistd::geteuid().is_root() {
+            return Ok(Err("needs root (mounts, namespaces, cgroups)".into()));
+        }
+        let up = run(&mut hack("up", store))?;
+        if let Some(reason) = skipped(&up) {
+            return Ok(Err(reason));
+        }
+        up.ok().context("hack/dev-docker up")?;
+        Ok(Ok(Docker {
+            store: store.into(),
+            env: exports(&mut hack("env", store))?,
+        }))
+    }
+
+    /// Starts it again after [`Docker::kill`].
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart(&self) -> Result<()> {
+        run(&mut hack("up", &self.store))?.ok().map(drop)
+    }
+
+    /// Kills the daemon alone: not its containerd, not its containers.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&self) -> Result<()> {
+        let text = fs::read_to_string(self.folder().join("dockerd.pid"))?;
+        let pid = text.trim().parse()?;
+        crate::daemon::kill(pid)?;
+        let gone = || !processes().any(|(p, line)| p == pid && line.iter().any(|arg| arg == "--exec-root"));
+        until("dockerd's end", Duration::from_secs(10), gone)
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        let config = self.config();
+        config.parent().map(Path::to_owned).unwrap_or_default()
+    }
+
+    /// The configuration that the shim reads.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.env
+            .get("DIFFKEEPER_CONFIG")
+            .map(PathBuf::from)
+            .unwrap_or_default()
+    }
+
+    /// The directory of a state.
+    #[must_use]
+    pub fn state(&self, name: &str) -> PathBuf {
+        self.folder().join("diffkeeper/live/docker").join(name)
+    }
+
+    /// A command that talks to it, ended after a minute.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("timeout");
+        command
+            .args(["-k", "5", "60", "docker"])
+            .args(args)
+            .envs(&self.env);
+        command
+    }
+
+    /// Runs `docker`.
+    ///
+    /// # Errors
+    /// When it cannot be run at all.
+    pub fn docker(&self, args: &[&str]) -> Result<Ran> {
+        run(&mut self.command(args))
+    }
+
+    /// Makes an image of `hack/images` available, and answers with its reference.
+    ///
+    /// # Errors
+    /// When it cannot be built or loaded.
+    pub fn load(&self, name: &str) -> Result<String> {
+        let reference = format!("diffkeeper/{name}:dev");
+        if self.docker(&["image", "inspect", &reference])?.status != 0 {
+            run(Command::new(repository().join("hack/images/build")).arg(name))?
+                .ok()
+                .context("hack/images/build")?;
+            let archive = repository().join("target/images").join(format!("{name}.tar"));
+            self.docker(&["load", "-q", "-i", &archive.to_string_lossy()])?
+                .ok()?;
+        }
+        Ok(reference)
+    }
+
+    /// The pids of the shims that serve.
+    #[must_use]
+    pub fn shims(&self) -> Vec<i32> {
+        let folder = self.folder().to_string_lossy().into_owned();
+        processes()
+            .filter(|(_, line)| {
+                line.first()
+                    .is_some_and(|p| p.contains("containerd-shim-diffkeeper"))
+                    && line.iter().any(|arg| arg.starts_with(&folder))
+                    && !line.iter().any(|arg| arg == "delete")
+            })
+            .map(|(pid, _)| pid)
+            .collect()
+    }
+
+    /// Overlays of live trees that are mounted.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub fn live_mounts(&self) -> Result<Vec<String>> {
+        let live = self
+            .folder()
+            .join("diffkeeper/live")
+            .to_string_lossy()
+            .into_owned();
+        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        let ours = table.lines().filter(|line| line.contains(&live));
+        Ok(ours.map(str::to_owned).collect())
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        let down = run(&mut hack("down", &self.store));
+        if let Err(error) = down.and_then(Ran::ok) {
+            eprintln!("hack/dev-docker down: {error:#}");
+        }
+    }
+}
