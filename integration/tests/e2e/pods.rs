@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +14,11 @@ use integration::{
     wait::until,
 };
 
-use k8s_cri::v1::Mount;
+use k8s_cri::v1::{
+    AttachRequest, ContainerStatsRequest, ExecRequest, IdMapping, KeyValue, LinuxContainerResources, Mount,
+    NamespaceMode, NamespaceOption, ReopenContainerLogRequest, SecurityProfile,
+    UpdateContainerResourcesRequest, UserNamespace, security_profile::ProfileType,
+};
 
 use crate::Test;
 
@@ -30,6 +34,15 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
     ("pods::links_lead_nowhere", links_lead_nowhere),
     ("pods::chosen_paths", chosen_paths),
+    ("pods::neighbours_are_out_of_reach", neighbours_are_out_of_reach),
+    (
+        "pods::a_successor_waits_for_the_lease",
+        a_successor_waits_for_the_lease,
+    ),
+    ("pods::states_within_one_pod", states_within_one_pod),
+    ("pods::what_a_kubelet_asks", what_a_kubelet_asks),
+    ("pods::pods_of_all_kinds", pods_of_all_kinds),
+    ("pods::many_pods_leave_nothing", many_pods_leave_nothing),
 ];
 
 const HANDLER: &str = "diffkeeper";
@@ -336,4 +349,470 @@ fn chosen_paths(d: &Daemon) -> Result<()> {
         ensure!(told.contains(words), "{paths}: {told:?}");
     }
     Ok(())
+}
+
+/// Whatever a pod says, its states are those of its own namespace.
+fn neighbours_are_out_of_reach(d: &Daemon) -> Result<()> {
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "busybox")?;
+    let pod = cri.run_pod(HANDLER, cri.pod_config("victim", "db-0", "n-0"))?;
+    let db = pod.run("app", 0, &image, "echo secret > /secret; sleep 1000")?;
+    until("the secret", Duration::from_secs(10), || {
+        cri.sh(&db, "cat /secret").is_ok()
+    })?;
+    pod.delete()?;
+    // As another namespace's, with annotations of every kind on pod and container, and an environment of its own.
+    let attack =
+        |uid: &str, pod: &[(&str, &str)], container: &[(&str, &str)], name: &str| -> Result<String> {
+            let mut config = cri.pod_config("attacker", name, uid);
+            let owned = |all: &[(&str, &str)]| {
+                all.iter()
+                    .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                    .collect::<Vec<_>>()
+            };
+            config.annotations.extend(owned(pod));
+            let pod = cri.run_pod(HANDLER, config)?;
+            let seen = (|| {
+                let mut config = pod.container_config("app", 0, &image, "sleep 1000");
+                config.annotations.extend(owned(container));
+                let env = [
+                    ("DIFFKEEPER_STATE", "k8s/victim/db-0/app"),
+                    ("DIFFKEEPER_STATE", "db-0"),
+                ];
+                config.envs = env
+                    .map(|(key, value)| KeyValue {
+                        key: key.into(),
+                        value: value.into(),
+                    })
+                    .into();
+                let id = pod.create(config)?;
+                cri.start(&id)?;
+                cri.sh(&id, "cat /secret 2>/dev/null || echo none")
+            })();
+            pod.delete()?;
+            seen
+        };
+    let forged = [
+        ("io.kubernetes.cri.sandbox-namespace", "victim"),
+        ("io.kubernetes.cri.sandbox-name", "db-0"),
+        ("io.kubernetes.cri.container-name", "app"),
+    ];
+    let state = "diffkeeper.io/state";
+    // Names that are names give a state of one's own.
+    for (n, (pod, container, name)) in [
+        (&[(state, "db-0")][..], &[][..], "web"),
+        (&[("diffkeeper.io/state.app", "db-0")], &[], "web"),
+        (&forged, &forged, "db-0"),
+        (&[], &[(state, "db-0")], "db-0"),
+        (&[], &[], "victim"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        same(&attack(&format!("n-{n}"), pod, container, name)?, "none\n")?;
+    }
+    // All else is refused.
+    for (n, (key, value)) in [
+        (state, "../victim/db-0"),
+        (state, "victim/db-0"),
+        (state, "/k8s/victim/db-0"),
+        (state, ".."),
+        (state, "."),
+        (state, ""),
+        (state, "..%2fvictim"),
+        ("diffkeeper.io/state.app", "../../victim/db-0"),
+        ("diffkeeper.io/from", "k8s/victim/db-0/app"),
+        ("diffkeeper.io/restore", "k8s/victim/db-0/app@head"),
+        ("diffkeeper.io/include-mounts", "/../../victim"),
+        ("diffkeeper.io/paths", "/../victim"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let told = attack(&format!("n-r{n}"), &[(key, value)], &[], "web");
+        ensure!(told.is_err(), "{key}={value}: {told:?}");
+    }
+    let seen = fs::read_to_string(upper(d, "victim", "db-0", "app").join("secret"))?;
+    same(&seen, "secret\n")
+}
+
+fn a_successor_waits_for_the_lease(d: &Daemon) -> Result<()> {
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "busybox")?;
+    let config = |uid: &str, wait: &str| {
+        let mut config = cri.pod_config("default", "rolling-0", uid);
+        config
+            .annotations
+            .insert("diffkeeper.io/lease-wait".into(), wait.into());
+        config
+    };
+    let old = cri.run_pod(HANDLER, config("w-1", "1s"))?;
+    // In its grace period: it takes its time to go.
+    let going = old.run(
+        "app",
+        0,
+        &image,
+        "trap 'sleep 2; exit 0' TERM; echo old > /who; while :; do sleep 0.1; done",
+    )?;
+    until("the old one", Duration::from_secs(10), || {
+        cri.sh(&going, "cat /who").is_ok()
+    })?;
+    let new = cri.run_pod(HANDLER, config("w-2", "1s"))?;
+    let since = Instant::now();
+    let told = new
+        .run("app", 0, &image, "sleep 1000")
+        .err()
+        .map(|e| format!("{e:#}"))
+        .unwrap_or_default();
+    ensure!(since.elapsed() > Duration::from_secs(1), "{:?}", since.elapsed());
+    ensure!(
+        told.contains("k8s/default/rolling-0/app") && told.contains(&going),
+        "{told}"
+    );
+    // Waiting while the old one goes.
+    let patient = cri.run_pod(HANDLER, config("w-3", "20s"))?;
+    let id = std::thread::scope(|scope| -> Result<String> {
+        let waiting = scope.spawn(|| patient.run("app", 0, &image, "cat /who; sleep 1000"));
+        std::thread::sleep(Duration::from_millis(500));
+        cri.stop(&going, 10)?;
+        old.delete()?;
+        waiting
+            .join()
+            .unwrap_or_else(|_| anyhow::bail!("the start panicked"))
+    })?;
+    until("the log", Duration::from_secs(10), || {
+        patient.log("app", 0).is_ok_and(|log| log.contains("F old"))
+    })?;
+    cri.stop(&id, 0)?;
+    patient.delete()?;
+    // The kubelet tries again, and now nobody is there.
+    let id = new.run("app", 1, &image, "sleep 1000")?;
+    same(&cri.sh(&id, "cat /who")?, "old\n")?;
+    new.delete()?;
+    // On a node that has no such state, one can ask not to begin anew.
+    let mut refuse = cri.pod_config("default", "elsewhere-0", "w-4");
+    refuse
+        .annotations
+        .insert("diffkeeper.io/when-missing".into(), "refuse".into());
+    let pod = cri.run_pod(HANDLER, refuse)?;
+    let told = pod
+        .run("app", 0, &image, "true")
+        .err()
+        .map(|e| format!("{e:#}"))
+        .unwrap_or_default();
+    ensure!(
+        told.contains("when-missing") && !d.live().join("k8s/default/elsewhere-0").exists(),
+        "{told}"
+    );
+    pod.delete()
+}
+
+fn states_within_one_pod(d: &Daemon) -> Result<()> {
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "busybox")?;
+    let mut config = cri.pod_config("default", "shop-6b5d7c9f4-x2x7k", "s-1");
+    for (key, value) in [
+        ("state", "shop"),
+        ("state.logger", "none"),
+        ("state.cache", "warm"),
+    ] {
+        config
+            .annotations
+            .insert(format!("diffkeeper.io/{key}"), value.into());
+    }
+    let pod = cri.run_pod(HANDLER, config)?;
+    let init = pod.run("init", 0, &image, "echo init > /mine")?;
+    ensure!(cri.wait(&init)? == 0);
+    for name in ["app", "sidecar", "logger", "cache", "debugger"] {
+        // A debugger comes later, as an ephemeral container does.
+        let id = pod.run(
+            name,
+            0,
+            &image,
+            &format!("test ! -e /mine && echo {name} > /mine; sleep 1000"),
+        )?;
+        until("its file", Duration::from_secs(10), || {
+            cri.sh(&id, "cat /mine").is_ok_and(|out| out.trim() == name)
+        })?;
+    }
+    ensure!(d.shims(None).len() == 1, "one shim for all of the pod");
+    pod.delete()?;
+    for (name, state) in [
+        ("init", "shop"),
+        ("app", "shop"),
+        ("sidecar", "shop"),
+        ("debugger", "shop"),
+        ("cache", "warm"),
+    ] {
+        same(
+            fs::read_to_string(upper(d, "default", state, name).join("mine"))?.trim(),
+            name,
+        )?;
+    }
+    ensure!(!d.live().join("k8s/default/shop/logger").exists());
+    // A Deployment's pod has a name that nobody chose: it expires.
+    let pod = cri.run_pod(HANDLER, cri.pod_config("default", "shop-6b5d7c9f4-zzzzz", "s-2"))?;
+    let id = pod.run("app", 0, &image, "true")?;
+    cri.wait(&id)?;
+    pod.delete()?;
+    let listed: serde_json::Value = serde_json::from_str(&d.diffkeeper(&["states", "--json"])?.ok()?)?;
+    let find = |name: &str| {
+        listed
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|s| s["name"] == name)
+            .cloned()
+            .context("not listed")
+    };
+    let (generated, chosen) = (
+        find("k8s/default/shop-6b5d7c9f4-zzzzz/app")?,
+        find("k8s/default/shop/app")?,
+    );
+    ensure!(
+        generated["expires"].is_number() && generated["name_chosen"] == false,
+        "{generated}"
+    );
+    ensure!(
+        chosen["expires"].is_null() && chosen["name_chosen"] == true,
+        "{chosen}"
+    );
+    Ok(())
+}
+
+fn what_a_kubelet_asks(d: &Daemon) -> Result<()> {
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "busybox")?;
+    let pod = cri.run_pod(HANDLER, cri.pod_config("default", "asked-0", "k-1"))?;
+    let id = pod.run(
+        "app",
+        0,
+        &image,
+        "echo one; echo two >&2; dd if=/dev/zero of=/f bs=1M count=4 2>/dev/null; sleep 1000",
+    )?;
+    let ran = cri.exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 3"])?;
+    ensure!(
+        (ran.exit_code, ran.stdout.as_slice(), ran.stderr.as_slice()) == (3, &b"out\n"[..], &b"err\n"[..]),
+        "{ran:?}"
+    );
+    until("the log", Duration::from_secs(10), || {
+        pod.log("app", 0)
+            .is_ok_and(|log| log.contains("stdout F one") && log.contains("stderr F two"))
+    })?;
+    // Rotated: the log goes on in a new file.
+    let log = PathBuf::from(&pod.config.log_directory).join("app_0.log");
+    fs::rename(&log, log.with_extension("old"))?;
+    let reopen = ReopenContainerLogRequest {
+        container_id: id.clone(),
+    };
+    cri.call(cri.client().reopen_container_log(reopen))?;
+    ensure!(log.exists());
+    until("stats", Duration::from_secs(20), || {
+        let ask = ContainerStatsRequest {
+            container_id: id.clone(),
+        };
+        let stats = cri
+            .call(cri.client().container_stats(ask))
+            .ok()
+            .and_then(|r| r.stats);
+        let memory = stats
+            .as_ref()
+            .and_then(|s| s.memory.as_ref()?.working_set_bytes.as_ref())
+            .is_some_and(|v| v.value > 0);
+        let cpu = stats
+            .as_ref()
+            .and_then(|s| s.cpu.as_ref()?.usage_core_nano_seconds.as_ref())
+            .is_some_and(|v| v.value > 0);
+        memory && cpu
+    })?;
+    // A URL is what a kubelet hands on for exec and attach with streams.
+    let exec = ExecRequest {
+        container_id: id.clone(),
+        cmd: vec!["true".into()],
+        stdout: true,
+        ..ExecRequest::default()
+    };
+    ensure!(cri.call(cri.client().exec(exec))?.url.starts_with("http"));
+    let attach = AttachRequest {
+        container_id: id.clone(),
+        stdout: true,
+        ..AttachRequest::default()
+    };
+    ensure!(cri.call(cri.client().attach(attach))?.url.starts_with("http"));
+    let update = UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(LinuxContainerResources {
+            memory_limit_in_bytes: 64 << 20,
+            ..LinuxContainerResources::default()
+        }),
+        ..UpdateContainerResourcesRequest::default()
+    };
+    cri.call(cri.client().update_container_resources(update))?;
+    // It exits by itself, and the kubelet sees how.
+    cri.exec(&id, &["kill", "-9", "-1"])?;
+    cri.stop(&id, 0)?;
+    let status = cri.status(&id)?;
+    ensure!(status.exit_code == 137, "{status:?}");
+    pod.delete()
+}
+
+fn pods_of_all_kinds(d: &Daemon) -> Result<()> {
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "busybox")?;
+    // The node's pids.
+    let mut config = cri.pod_config("default", "hostpid-0", "a-1");
+    let namespaces = |pid: NamespaceMode| NamespaceOption {
+        network: NamespaceMode::Node.into(),
+        pid: pid.into(),
+        ..NamespaceOption::default()
+    };
+    if let Some(security) = config.linux.as_mut().and_then(|l| l.security_context.as_mut()) {
+        security.namespace_options = Some(namespaces(NamespaceMode::Node));
+    }
+    for _ in 0..2 {
+        let pod = cri.run_pod(HANDLER, config.clone())?;
+        let id = pod.run("app", 0, &image, "sleep 3333 & echo life >> /lives; sleep 1000")?;
+        until("it writes", Duration::from_secs(10), || {
+            cri.sh(&id, "cat /lives").is_ok()
+        })?;
+        ensure!(
+            cri.sh(&id, "ls /proc")?
+                .split_whitespace()
+                .any(|pid| pid == std::process::id().to_string())
+        );
+        cri.stop(&id, 0)?;
+        // Init's death takes with it what it left behind.
+        let left = || cri_processes("sleep 3333");
+        until("the rest of it", Duration::from_secs(10), || !left())?;
+        pod.delete()?;
+    }
+    same(
+        &fs::read_to_string(upper(d, "default", "hostpid-0", "app").join("lives"))?,
+        "life\nlife\n",
+    )?;
+    // A read-only root with what was kept before; seccomp as a kubelet asks for it.
+    for (uid, readonly, script, expected) in [
+        ("a-2", false, "echo x > /kept; cat /kept", "x\n"),
+        (
+            "a-3",
+            true,
+            "cat /kept; touch /y 2>/dev/null || echo refused",
+            "x\nrefused\n",
+        ),
+    ] {
+        let pod = cri.run_pod(HANDLER, cri.pod_config("default", "readonly-0", uid))?;
+        let mut config = pod.container_config("app", 0, &image, "sleep 1000");
+        if let Some(security) = config.linux.as_mut().and_then(|l| l.security_context.as_mut()) {
+            security.readonly_rootfs = readonly;
+            security.no_new_privs = true;
+            security.seccomp = Some(SecurityProfile {
+                profile_type: ProfileType::RuntimeDefault.into(),
+                ..SecurityProfile::default()
+            });
+        }
+        let id = pod.create(config)?;
+        cri.start(&id)?;
+        same(&cri.sh(&id, script)?, expected)?;
+        ensure!(
+            cri.sh(&id, "grep Seccomp: /proc/self/status")?
+                .trim()
+                .ends_with('2')
+        );
+        pod.delete()?;
+    }
+    // A user namespace of the pod's own, another range in each life.
+    if d.version != "2" {
+        println!(
+            "skipped containerd-{}::pods::pods_of_all_kinds (user namespaces): its CRI has none, or needs more than this machine has",
+            d.version
+        );
+        return Ok(());
+    }
+    let volumes = d.import_into(NAMESPACE, "volumes")?;
+    for (n, host) in [200_000u32, 400_000].into_iter().enumerate() {
+        let mut config = cri.pod_config("default", "userns-0", &format!("a-u{n}"));
+        let range = || {
+            vec![IdMapping {
+                host_id: host,
+                container_id: 0,
+                length: 65536,
+            }]
+        };
+        let mut options = namespaces(NamespaceMode::Container);
+        options.userns_options = Some(UserNamespace {
+            mode: NamespaceMode::Pod.into(),
+            uids: range(),
+            gids: range(),
+        });
+        if let Some(security) = config.linux.as_mut().and_then(|l| l.security_context.as_mut()) {
+            security.namespace_options = Some(options);
+        }
+        let pod = cri.run_pod(HANDLER, config)?;
+        let id = pod.run("app", 0, &volumes, "sleep 1000")?;
+        let map = cri.sh(&id, "cat /proc/self/uid_map")?;
+        ensure!(
+            map.split_whitespace().nth(1) == Some(host.to_string().as_str()),
+            "{map}"
+        );
+        let seen = "stat -c '%n %u:%g' /var/lib/data /var/lib/data/sub/file /bin /mine /var/lib/data/mine 2>/dev/null";
+        let write = "touch /mine /var/lib/data/mine; chown 7:8 /mine /var/lib/data/mine";
+        let expected = "/var/lib/data 999:999\n/var/lib/data/sub/file 1234:5678\n/bin 0:0\n";
+        if n == 0 {
+            same(&cri.sh(&id, &format!("{seen}; {write}"))?, expected)?;
+        } else {
+            same(
+                &cri.sh(&id, seen)?,
+                &format!("{expected}/mine 7:8\n/var/lib/data/mine 7:8\n"),
+            )?;
+        }
+        pod.delete()?;
+    }
+    Ok(())
+}
+
+/// Whether a process with this command line runs on the node.
+fn cri_processes(line: &str) -> bool {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .any(|found| String::from_utf8_lossy(&found).replace('\0', " ").trim() == line)
+}
+
+fn many_pods_leave_nothing(d: &Daemon) -> Result<()> {
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "volumes")?;
+    let mounts = d.mounts()?.len();
+    let sockets = || fs::read_dir("/run/containerd/s").map_or(0, Iterator::count);
+    let (before, cgroups) = (sockets(), count_cgroups(d));
+    for n in 0..if crate::soak() { 1000 } else { 20 } {
+        let pod = cri.run_pod(HANDLER, cri.pod_config("default", "many-0", &format!("m-{n}")))?;
+        let id = pod.run("app", 0, &image, "echo x >> /var/lib/data/lives; sleep 1000")?;
+        if n % 3 == 0 {
+            cri.stop(&id, 0)?;
+        }
+        pod.delete()?;
+    }
+    until("the last shim's end", Duration::from_secs(20), || {
+        d.shims(None).is_empty()
+    })?;
+    ensure!(d.mounts()?.len() <= mounts, "{:?}", d.mounts()?);
+    ensure!(sockets() <= before, "sockets are left");
+    ensure!(count_cgroups(d) <= cgroups, "cgroups are left");
+    let bundles = d.folder().join("state/io.containerd.runtime.v2.task/k8s.io");
+    let left = fs::read_dir(&bundles).map_or(0, Iterator::count);
+    ensure!(left == 0, "{left} bundles are left");
+    Ok(())
+}
+
+fn count_cgroups(d: &Daemon) -> usize {
+    let find = std::process::Command::new("find")
+        .args([
+            "/sys/fs/cgroup",
+            "-type",
+            "d",
+            "-path",
+            &format!("*{}*", d.namespace()),
+        ])
+        .output();
+    find.map_or(0, |found| found.stdout.iter().filter(|b| **b == b'\n').count())
 }
