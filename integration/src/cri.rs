@@ -1,6 +1,12 @@
 //! containerd's CRI socket, driven as a kubelet drives it.
 
-use std::{collections::HashMap, fs, future::Future, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    fs,
+    future::Future,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::{
@@ -325,6 +331,14 @@ impl Pod<'_, '_> {
         };
         self.cri
             .call(self.cri.client().remove_pod_sandbox(remove))
-            .map(drop)
+            .map(drop)?;
+        // A pod's own cgroup is the kubelet's to remove, from every hierarchy; what is not empty stays.
+        let parent = self.config.linux.as_ref().map(|linux| &linux.cgroup_parent);
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = fs::read_dir(root)?.flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([root.to_owned()]) {
+            let _ = parent.map(|parent| fs::remove_dir(hierarchy.join(parent.trim_start_matches('/'))));
+        }
+        Ok(())
     }
 }
