@@ -47,6 +47,7 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
                 })),
                 "name_chosen": chosen,
                 "expires": expires.map(seconds),
+                "failed_starts": info.record.as_ref().map(|r| r.failed_starts),
                 "roots": info.roots().iter().map(|(root, mounted)| json!({
                     "path": root.destination().to_string_lossy(), "kind": root.kind(), "mounted": mounted,
                 })).collect::<Vec<_>>(),

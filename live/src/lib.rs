@@ -27,5 +27,5 @@ pub use placeholder::{Misfit, Want};
 pub use probe::in_use;
 pub use reclaim::{Size, StateInfo};
 pub use root::{Root, RootDir, look_inside};
-pub use state::{Image, Life, Policy, Record, State};
+pub use state::{Ending, Image, Life, Policy, Record, State};
 pub use survivor::Evicted;

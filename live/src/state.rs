@@ -56,6 +56,9 @@ pub struct Record {
     pub last_container: Option<String>,
     /// When it is forgotten.
     pub reclaim: Policy,
+    /// How many lives in a row, the last one included, failed at their start.
+    #[serde(default)]
+    pub failed_starts: u32,
     /// The image that the last life stood on.
     #[serde(default)]
     pub image: Option<Image>,
@@ -71,6 +74,17 @@ pub struct Image {
     pub layers: Vec<String>,
     /// Its digest, where somebody asked for it.
     pub digest: Option<String>,
+}
+
+/// How a container's life ended, as far as its start is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It never came up, or fell over soon after and nobody had asked it to.
+    Failed,
+    /// It had come up.
+    Fine,
+    /// Nobody can tell: it was never started, or its shim died.
+    Unknown,
 }
 
 /// What a container that takes a state makes of it.
@@ -145,8 +159,9 @@ impl State {
             format: FORMAT,
             chosen: life.chosen,
             created: before.as_ref().map_or(now, |r| r.created),
-            last_used: before.map_or(now, |r| r.last_used.max(now)),
+            last_used: before.as_ref().map_or(now, |r| r.last_used.max(now)),
             last_container: Some(life.container.into()),
+            failed_starts: before.as_ref().map_or(0, |r| r.failed_starts),
             reclaim: life.reclaim,
             roots: roots.collect::<Result<_>>()?,
             image: life.image.clone(),
@@ -158,11 +173,16 @@ impl State {
     ///
     /// # Errors
     /// A full or read-only disk.
-    pub fn detached(&self, now: SystemTime) -> Result<()> {
+    pub fn detached(&self, ending: Ending, now: SystemTime) -> Result<()> {
         match self.record() {
             Some(record) => write_json(
                 &self.dir.join("state.json"),
                 &Record {
+                    failed_starts: match ending {
+                        Ending::Failed => record.failed_starts.saturating_add(1),
+                        Ending::Fine => 0,
+                        Ending::Unknown => record.failed_starts,
+                    },
                     // A clock that went backwards, as that of a node without a battery does at each boot, must not
                     // let the state expire when it is put right.
                     last_used: record.last_used.max(seconds(now)),

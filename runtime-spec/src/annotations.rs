@@ -6,23 +6,23 @@ use crate::{Error, config::Reclaim, duration};
 
 const PREFIX: &str = "diffkeeper.io/";
 /// Keys with a meaning in this version, without the prefix.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     "state",
     "paths",
     "exclude",
     "include-mounts",
     "on-image-change",
+    "after-crashes",
     "reclaim",
     "lease-wait",
     "when-missing",
 ];
 /// Keys with a meaning in a later one: refused, so that nobody relies on what is not there.
-const LATER: [&str; 7] = [
+const LATER: [&str; 6] = [
     "from",
     "restore",
     "pre-commit",
     "post-commit",
-    "after-crashes",
     "retention",
     "interval",
 ];
@@ -71,6 +71,8 @@ pub struct Annotations {
     pub include_mounts: Vec<PathBuf>,
     /// What to do when the container comes with another image.
     pub on_image_change: Option<OnImageChange>,
+    /// After this many failed starts in a row the container starts fresh; never where it is not given.
+    pub after_crashes: Option<u32>,
     /// Paths that start empty in each container; the configuration's where it is not given.
     pub exclude: Option<Vec<PathBuf>>,
     /// When the state expires; the configuration's where it is not given.
@@ -105,6 +107,12 @@ impl Annotations {
                     let what = OnImageChange::parse(value)
                         .ok_or_else(|| bad("expected keep, fresh or refuse".into()))?;
                     parsed.on_image_change = Some(what);
+                }
+                "after-crashes" => {
+                    let count = value.parse().ok().filter(|n| *n > 0);
+                    parsed.after_crashes = Some(
+                        count.ok_or_else(|| bad("expected a number of failed starts, 1 or more".into()))?,
+                    );
                 }
                 "exclude" if value == "none" => parsed.exclude = Some(Vec::new()),
                 "exclude" => parsed.exclude = Some(paths(value).map_err(bad)?),
@@ -224,6 +232,7 @@ mod tests {
             ("paths", "data"),
             ("include-mounts", "/a//b"),
             ("on-image-change", "ask"),
+            ("after-crashes", "0"),
             ("restore", "head"),
         ] {
             let error = parse(&format!("diffkeeper.io/{key}"), value)

@@ -1,6 +1,6 @@
 //! `config.toml`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::{
     Error,
@@ -38,6 +38,8 @@ pub struct Config {
     pub root: PathBuf,
     /// An image's or client's environment may name a state.
     pub allow_env_state: bool,
+    /// The OCI runtime, where a container's options name none; empty for runc.
+    pub runtime: String,
     /// The only paths that are kept; all when there are none.
     pub paths: Vec<PathBuf>,
     /// What to do when a container comes with another image than the state's last one.
@@ -54,6 +56,19 @@ pub struct Config {
     pub reclaim_unchosen: Reclaim,
     /// When a state whose name was chosen is forgotten.
     pub reclaim_chosen: Reclaim,
+    /// What differs in single namespaces: Kubernetes' own, or elsewhere containerd's.
+    pub namespaces: BTreeMap<String, Namespace>,
+}
+
+/// What differs in one namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// As [`Config::paths`].
+    pub paths: Option<Vec<PathBuf>>,
+    /// As [`Config::exclude`].
+    pub exclude: Option<Vec<PathBuf>>,
+    /// As [`Config::on_image_change`].
+    pub on_image_change: Option<OnImageChange>,
 }
 
 impl Default for Config {
@@ -61,6 +76,7 @@ impl Default for Config {
         Config {
             root: "/var/lib/diffkeeper".into(),
             allow_env_state: false,
+            runtime: String::new(),
             paths: Vec::new(),
             on_image_change: OnImageChange::Keep,
             exclude: ["/run", "/var/run", "/tmp"].map(PathBuf::from).to_vec(),
@@ -69,6 +85,7 @@ impl Default for Config {
             cri_namespaces: vec!["k8s.io".into()],
             reclaim_unchosen: Reclaim::After(Duration::from_secs(7 * 86_400)),
             reclaim_chosen: Reclaim::Keep,
+            namespaces: BTreeMap::new(),
         }
     }
 }
@@ -92,10 +109,10 @@ impl Config {
             match key.as_str() {
                 "root" => config.root = at.absolute(value)?,
                 "allow-env-state" => config.allow_env_state = at.boolean(value)?,
+                "runtime" => config.runtime = at.string(value)?.to_owned(),
                 "paths" => config.paths = at.paths(value)?,
                 "on-image-change" => {
-                    config.on_image_change = OnImageChange::parse(at.string(value)?)
-                        .ok_or_else(|| at.wrong("\"keep\", \"fresh\" or \"refuse\""))?;
+                    config.on_image_change = at.image_change(value)?;
                 }
                 "exclude" => config.exclude = at.paths(value)?,
                 "lease-wait" => config.lease_wait = at.duration(value)?,
@@ -116,14 +133,61 @@ impl Config {
                         }
                     }
                 }
+                "namespaces" => {
+                    let all = value
+                        .as_table()
+                        .ok_or_else(|| at.wrong("a table: [namespaces.NAME]"))?;
+                    for (name, section) in all {
+                        let section = section
+                            .as_table()
+                            .ok_or_else(|| at.wrong("a table: [namespaces.NAME]"))?;
+                        config
+                            .namespaces
+                            .insert(name.clone(), Namespace::parse(text, name, section)?);
+                    }
+                }
                 _ => {
                     return Err(at.unknown(
-                        "root, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, [reclaim] unchosen, chosen",
+                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
                     ));
                 }
             }
         }
         Ok(config)
+    }
+}
+
+impl Namespace {
+    fn parse(text: &str, name: &str, section: &toml::Table) -> Result<Namespace, Error> {
+        let mut namespace = Namespace::default();
+        let named = format!("namespaces.{name}");
+        for (key, value) in section {
+            let at = Key {
+                text,
+                section: Some(&named),
+                key,
+            };
+            match key.as_str() {
+                "paths" => namespace.paths = Some(at.paths(value)?),
+                "exclude" => namespace.exclude = Some(at.paths(value)?),
+                "on-image-change" => namespace.on_image_change = Some(at.image_change(value)?),
+                _ => return Err(at.unknown("paths, exclude, on-image-change")),
+            }
+        }
+        Ok(namespace)
+    }
+}
+
+impl Config {
+    /// The configuration with what differs in this namespace in its place.
+    #[must_use]
+    pub fn in_namespace(mut self, name: &str) -> Config {
+        if let Some(own) = self.namespaces.remove(name) {
+            self.paths = own.paths.unwrap_or(self.paths);
+            self.exclude = own.exclude.unwrap_or(self.exclude);
+            self.on_image_change = own.on_image_change.unwrap_or(self.on_image_change);
+        }
+        self
     }
 }
 
@@ -216,6 +280,11 @@ impl Key<'_> {
         duration::parse(self.string(value)?).ok_or_else(|| self.wrong("a duration such as \"10s\""))
     }
 
+    fn image_change(&self, value: &toml::Value) -> Result<OnImageChange, Error> {
+        OnImageChange::parse(self.string(value)?)
+            .ok_or_else(|| self.wrong("\"keep\", \"fresh\" or \"refuse\""))
+    }
+
     fn reclaim(&self, value: &toml::Value) -> Result<Reclaim, Error> {
         Reclaim::parse(self.string(value)?)
             .ok_or_else(|| self.wrong("\"keep\", \"delete\" or a duration such as \"7d\""))
@@ -246,6 +315,7 @@ mod tests {
         for key in [
             "root",
             "allow-env-state",
+            "runtime",
             "paths",
             "exclude",
             "on-image-change",
@@ -272,11 +342,33 @@ mod tests {
             ("exclude = [\"tmp\"]", "line 1", "tmp"),
             ("lease-wait = \"fast\"", "line 1", "lease-wait"),
             ("\n\n[reclaim]\nchosen = \"never\"", "line 4", "reclaim.chosen"),
+            (
+                "[namespaces.shop]\nroot = \"/x\"",
+                "line 2",
+                "namespaces.shop.root",
+            ),
+            (
+                "[namespaces.a]\npaths = []\n[namespaces.b]\npaths = [\"x\"]",
+                "line 4",
+                "namespaces.b.paths",
+            ),
             ("a = ", "line 1", ""),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.contains(line) && error.contains(word), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_namespace_differs_in_what_it_says() {
+        let text = "exclude = [\"/tmp\"]\n[namespaces.shop]\npaths = [\"/var/lib/app\"]\non-image-change = \"refuse\"";
+        let config = Config::parse(text).unwrap();
+        let other = config.clone().in_namespace("other");
+        assert!(other.paths.is_empty());
+        let shop = config.in_namespace("shop");
+        assert_eq!(shop.paths, [PathBuf::from("/var/lib/app")]);
+        assert_eq!(shop.exclude, [PathBuf::from("/tmp")]);
+        assert_eq!(shop.on_image_change, OnImageChange::Refuse);
     }
 
     proptest! {

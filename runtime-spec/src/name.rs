@@ -67,6 +67,15 @@ impl StateName {
         self.text.split('/')
     }
 
+    /// The namespace that it belongs to: Kubernetes' own, containerd's, or Docker's one.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        match self.engine {
+            Engine::Docker => docker::NAMESPACE,
+            _ => self.components().nth(1).unwrap_or_default(),
+        }
+    }
+
     /// The last part.
     #[must_use]
     pub fn leaf(&self) -> &str {

@@ -7,12 +7,14 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, SystemTime},
 };
 
 use containerd_shim_protos::{
     api::{CreateTaskRequest, ExecProcessRequest},
     shim::oci,
 };
+use live::Ending;
 use nix::{errno::Errno, unistd::Pid};
 use tokio::sync::{oneshot, watch};
 
@@ -29,6 +31,8 @@ use crate::{
 };
 
 const INIT_PID: &str = "init.pid";
+/// A container that lived as long as this had come up.
+const COMING_UP: Duration = Duration::from_secs(60);
 
 /// A container of this shim.
 pub struct Container {
@@ -49,6 +53,8 @@ pub struct Container {
     execs: Mutex<HashMap<String, Exec>>,
     cgroup: Mutex<Option<Arc<Cgroup>>>,
     root: tokio::sync::Mutex<Option<Root>>,
+    started: Mutex<Option<SystemTime>>,
+    told_to_stop: AtomicBool,
     checkpoint: Option<CriuOptions>,
     runc: Runc,
     options: Options,
@@ -74,16 +80,20 @@ impl Container {
     /// A bad bundle, bad options, a state in use, a mount or the runtime that fails.
     pub async fn create(client: &Client, request: &CreateTaskRequest, reaper: &Reaper) -> Result<Container> {
         let namespace = client.namespace.as_str();
-        let options = match request.options.as_ref() {
+        let mut options = match request.options.as_ref() {
             Some(any) => Options::from_any(any)?,
             None => Options::default(),
         };
         let bundle = PathBuf::from(&request.bundle);
+        let config = crate::keep::read_config(&options)?;
+        if options.binary_name.is_empty() {
+            options.binary_name.clone_from(&config.runtime);
+        }
         options.save(&bundle)?;
         let spec = crate::keep::read_spec(&bundle)?;
         let kill_all_on_exit = spec.parsed.shares_pid_namespace();
         let runc = Runc::new(&options, namespace, &bundle, reaper);
-        let mut root = Root::prepare(client, request, spec, reaper).await?;
+        let mut root = Root::prepare(client, request, spec, reaper, config).await?;
 
         let stdio = Stdio {
             stdin: request.stdin.clone(),
@@ -118,6 +128,8 @@ impl Container {
             execs: Mutex::default(),
             cgroup: Mutex::new(None),
             root: tokio::sync::Mutex::new(None),
+            started: Mutex::new(None),
+            told_to_stop: AtomicBool::new(false),
             checkpoint,
             runc,
             options,
@@ -125,7 +137,7 @@ impl Container {
         };
         if !restoring && let Err(error) = container.create_init().await {
             container.undo_create().await;
-            if let Err(second) = root.release().await {
+            if let Err(second) = root.release(Ending::Failed).await {
                 tracing::error!(id = container.id, error = %second, "undo a failed create");
             }
             return Err(error);
@@ -290,6 +302,7 @@ impl Container {
             Status::CreatedCheckpoint => self.restore().await?,
             status => return Err(Error::Other(format!("cannot start a {} process", status.word()))),
         }
+        *locked(&self.started) = Some(SystemTime::now());
         self.init.set_status_if_alive(Status::Running);
         Ok(())
     }
@@ -399,13 +412,31 @@ impl Container {
         };
         let mut root = self.root.lock().await;
         let released = match root.as_mut() {
-            Some(root) => root.release().await,
+            Some(root) => root.release(self.ending()).await,
             None => Ok(()),
         };
         deleted.and(released)?;
         *root = None;
         self.init.set_status(Status::Deleted);
         Ok(())
+    }
+
+    /// Whether this life came up.
+    fn ending(&self) -> Ending {
+        let started = *locked(&self.started);
+        match (started, self.init.exit()) {
+            (Some(started), Some(exit)) if exit.status != 0 && !self.told_to_stop.load(Ordering::Acquire) => {
+                // A clock that was set meanwhile tells nothing.
+                let lived = exit.at.duration_since(started).unwrap_or(COMING_UP);
+                if lived < COMING_UP {
+                    Ending::Failed
+                } else {
+                    Ending::Fine
+                }
+            }
+            (Some(_), Some(_)) => Ending::Fine,
+            _ => Ending::Unknown,
+        }
     }
 
     /// Freezes the container for its owner.
@@ -478,6 +509,9 @@ impl Container {
             return Err(Error::NotFound("cannot kill a deleted process: not found".into()));
         }
         let init = exec_id.is_empty();
+        if init {
+            self.told_to_stop.store(true, Ordering::Release);
+        }
         if init && (all || !self.may_signal_init()) {
             return self.runc.kill(&self.id, number, all).await;
         }

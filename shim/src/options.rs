@@ -37,6 +37,9 @@ pub struct Options {
     pub criu_image_path: String,
     /// CRIU's scratch directory.
     pub criu_work_path: String,
+    /// The configuration for this container; empty for the machine's.
+    #[serde(default)]
+    pub diffkeeper_config: String,
 }
 
 impl Options {
@@ -133,6 +136,8 @@ impl Options {
                 "systemdcgroup" => set_bool(&mut options.systemd_cgroup, &value),
                 "criuimagepath" => set_string(&mut options.criu_image_path, &value),
                 "criuworkpath" => set_string(&mut options.criu_work_path, &value),
+                // Ours: a runtime handler's own configuration.
+                "diffkeeperconfig" => set_string(&mut options.diffkeeper_config, &value),
                 // Accepted and without effect, as in the stock shim since containerd 2.0.
                 "criupath" | "taskapiaddress" | "taskapiversion" | "typeurl" | "configpath" => true,
                 _ => {
@@ -224,6 +229,7 @@ impl From<oci::Options> for Options {
             systemd_cgroup: o.systemd_cgroup,
             criu_image_path: o.criu_image_path,
             criu_work_path: o.criu_work_path,
+            diffkeeper_config: String::new(),
         }
     }
 }

@@ -31,6 +31,11 @@ pub const TESTS: &[(&str, Test)] = &[
         owners_under_any_user_namespace,
     ),
     ("keeps::image_upgrades", image_upgrades),
+    (
+        "keeps::a_broken_container_is_healed",
+        a_broken_container_is_healed,
+    ),
+    ("keeps::other_configurations", other_configurations),
     ("keeps::states_rm_and_prune", states_rm_and_prune),
 ];
 
@@ -547,4 +552,115 @@ fn image_upgrades(d: &Daemon) -> Result<()> {
     ensure!(d.import("upgrade-1")? == old);
     ensure!(run(&old, "upgrade-refuse", "refuse", "cat /app/changed-by-user")? == "mine\n");
     Ok(())
+}
+
+fn a_broken_container_is_healed(d: &Daemon) -> Result<()> {
+    let image = d.import("busybox")?;
+    let after = [
+        "--annotation",
+        "diffkeeper.io/after-crashes=3",
+        "--annotation",
+        "diffkeeper.io/state=heals",
+    ];
+    let run = |script: &str| life(d, &image, "healing", &after, script);
+    ensure!(run("echo precious > /data; test ! -e /broken || exit 1; echo up").is_ok());
+    run("touch /broken")?;
+    let start = "test ! -e /broken || exit 1; cat /data 2>/dev/null || echo fresh";
+    ensure!(run(start).is_err() && run(start).is_err());
+    // One that comes up ends the row.
+    run("cat /data")?;
+    for _ in 0..3 {
+        ensure!(run(start).is_err());
+    }
+    ensure!(run(start)? == "fresh\n");
+    let listed = d.diffkeeper(&["states"])?.ok()?;
+    let aside = listed
+        .split_whitespace()
+        .find(|word| word.contains("/heals.before-"));
+    let aside = aside
+        .and_then(|name| name.rsplit('/').next())
+        .with_context(|| format!("it is not listed: {listed}"))?;
+    let state = format!("diffkeeper.io/state={aside}");
+    ensure!(life(d, &image, "healing", &["--annotation", &state], "cat /data")? == "precious\n");
+    // What somebody ended did not fail, and one that cannot even be started did.
+    let broken = [
+        "--annotation",
+        "diffkeeper.io/after-crashes=2",
+        "--annotation",
+        "diffkeeper.io/state=unstartable",
+    ];
+    life(d, &image, "healing", &broken, "rm /bin/sh")?;
+    for _ in 0..2 {
+        ensure!(life(d, &image, "healing", &broken, "true").is_err());
+        d.forget("healing")?;
+    }
+    life(d, &image, "healing", &broken, "true").map(drop)
+}
+
+/// Namespaces and handlers with a configuration of their own, and another runtime than runc.
+fn other_configurations(d: &Daemon) -> Result<()> {
+    let image = d.import("busybox")?;
+    let kept = fs::read_to_string(d.config())?;
+    let with = |text: &str, test: &dyn Fn() -> Result<()>| {
+        fs::write(d.config(), text)?;
+        let result = test();
+        fs::write(d.config(), &kept)?;
+        result
+    };
+    let own = format!("{kept}[namespaces.{:?}]\npaths = [\"/srv/app\"]\n", d.namespace());
+    with(&own, &|| {
+        life(d, &image, "conf", &[], "echo x > /srv/app/x; echo y > /y")?;
+        ensure!(life(d, &image, "conf", &[], "cat /srv/app/x; test ! -e /y")? == "x\n");
+        // The container's own annotation overrules.
+        let all = ["--annotation", "diffkeeper.io/paths=all"];
+        life(d, &image, "conf", &all, "echo z > /z")?;
+        ensure!(life(d, &image, "conf", &all, "cat /z")? == "z\n");
+        Ok(())
+    })?;
+    // A handler's options name another file.
+    let (options, other) = (d.folder().join("handler.toml"), d.folder().join("other.toml"));
+    fs::write(&options, format!("DiffkeeperConfig = {other:?}\n"))?;
+    fs::write(&other, format!("{kept}exclude = [\"/scratch\"]\n"))?;
+    let path = options.to_string_lossy().into_owned();
+    let handler = [
+        "--annotation",
+        "diffkeeper.io/state=handled",
+        "--runtime-config-path",
+        path.as_str(),
+    ];
+    life(
+        d,
+        &image,
+        "conf-first",
+        &handler,
+        "mkdir /scratch; echo s > /scratch/s; echo t > /tmp/t",
+    )?;
+    ensure!(
+        life(
+            d,
+            &image,
+            "conf-second",
+            &handler,
+            "ls /scratch 2>/dev/null; cat /tmp/t"
+        )? == "t\n"
+    );
+    // The configured runtime is the one that is called.
+    let script = d.folder().join("counting-runc");
+    fs::write(
+        &script,
+        format!(
+            "#!/bin/sh\necho $* >> {}\nexec runc \"$@\"\n",
+            d.folder().join("calls").display()
+        ),
+    )?;
+    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    with(&format!("runtime = {script:?}\n{kept}"), &|| {
+        life(d, &image, "conf-runtime", &[], "true")?;
+        let calls = fs::read_to_string(d.folder().join("calls"))?;
+        ensure!(
+            calls.contains(" create ") && calls.contains(" delete "),
+            "{calls}"
+        );
+        Ok(())
+    })
 }

@@ -4,7 +4,7 @@ use std::{
 };
 
 use super::{Bench, Running, held};
-use crate::{Error, Policy, State, StateInfo};
+use crate::{Ending, Error, Policy, State, StateInfo};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -16,7 +16,7 @@ fn noon() -> SystemTime {
 fn lived(bench: &Bench, name: &str, policy: Policy, at: SystemTime) -> State {
     let state = bench.prepared(name);
     state.taken(policy, "c1", at).unwrap();
-    state.detached(at).unwrap();
+    state.detached(Ending::Fine, at).unwrap();
     state
 }
 
@@ -53,7 +53,7 @@ fn a_long_life_counts_to_its_end() {
     lived(&bench, "ctr/default/gone", Policy::Delete, noon());
     let week = lived(&bench, "ctr/default/week", Policy::After(7 * 86_400), noon());
     week.taken(Policy::After(7 * 86_400), "c2", noon() + DAY).unwrap();
-    week.detached(noon() + DAY * 30).unwrap();
+    week.detached(Ending::Fine, noon() + DAY * 30).unwrap();
     let due = |at| names(&bench.node.due(at).unwrap());
     assert_eq!(due(noon() - DAY), [""; 0]);
     assert_eq!(due(noon()), ["ctr/default/gone"]);
@@ -74,11 +74,11 @@ fn a_clock_that_went_backwards_expires_nothing() {
     // A node without a clock of its own starts in 1970, until the network tells it the time.
     state.taken(Policy::After(86_400), "c2", UNIX_EPOCH).unwrap();
     assert_eq!(state.record().unwrap().last_container.as_deref(), Some("c2"));
-    state.detached(UNIX_EPOCH + DAY).unwrap();
+    state.detached(Ending::Fine, UNIX_EPOCH + DAY).unwrap();
     assert!(bench.node.due(noon() + DAY / 2).unwrap().is_empty());
     assert_eq!(bench.node.due(noon() + DAY).unwrap().len(), 1);
     // Before 1970 there is nothing.
-    state.detached(UNIX_EPOCH - DAY).unwrap();
+    state.detached(Ending::Fine, UNIX_EPOCH - DAY).unwrap();
     assert!(bench.node.due(noon() + DAY / 2).unwrap().is_empty());
 }
 
@@ -145,7 +145,7 @@ fn a_damaged_record_keeps_the_state() {
         let listed = &bench.node.states().unwrap()[0];
         assert!(listed.record.is_none() && listed.last_used().is_none());
         // Nor does leaving it make a record of it.
-        state.detached(noon()).unwrap();
+        state.detached(Ending::Fine, noon()).unwrap();
         assert!(bench.node.due(noon()).unwrap().is_empty());
     }
 }

@@ -154,12 +154,12 @@ fn the_dead_shims_mount_is_taken_away_and_no_other() {
     };
     let lower = bench.scratch("lower");
     let (state, other) = (bench.prepared("ctr/default/a"), bench.prepared("ctr/default/b"));
-    let bundle = bench.scratch("bundle");
+    let root = bench.scratch("bundle/rootfs");
     let below = bench.mounted(&other, &lower, "bundle/rootfs");
     let mine = bench.mounted(&state, &lower, "bundle/rootfs");
     let mut lease = held(&state, "first");
     lease
-        .update(|h| (h.bundle, h.overlay) = (bundle, Some(device(&mine.0))))
+        .update(|h| (h.root, h.overlay) = (root, Some(device(&mine.0))))
         .unwrap();
     drop(lease);
     let evicted = state.evict(&held(&state, "next"), LIMIT).unwrap().unwrap();

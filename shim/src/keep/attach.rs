@@ -4,10 +4,10 @@ use std::{
     cell::Cell,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use live::{Attempt, Holder, Lease, Life, Node, Root, RootDir, State, Want};
+use live::{Attempt, Ending, Holder, Lease, Life, Node, Policy, Root, RootDir, State, Want};
 use runtime_spec::{
     annotations::{Annotations, WhenMissing},
     bundle::{Bind, Bundle, Edits, IdMapping, Mount},
@@ -64,7 +64,7 @@ impl Attach {
                         None if self.docker.is_some() => Ok(()),
                         over => unmount(&self.rootfs, over),
                     };
-                    if let Err(second) = undone.and_then(|()| detach(&state, lease)) {
+                    if let Err(second) = undone.and_then(|()| detach(&state, lease, Ending::Unknown)) {
                         tracing::error!(state = %self.name, error = %second, "undo a failed attach");
                     }
                     Err(error)
@@ -120,6 +120,7 @@ impl Attach {
         state.remove_placeholders()?;
         self.freshen(state)?;
         let image = self.image_of(state, digest)?;
+        self.heal(state)?;
 
         let roots = self.roots()?;
         let mut edits = Edits::default();
@@ -162,6 +163,35 @@ impl Attach {
         };
         state.attached(&life, SystemTime::now())?;
         Ok(())
+    }
+
+    /// A fresh start used to cure a broken container; where the annotation says so, it does again after a few failed
+    /// ones.
+    fn heal(&self, state: &State) -> Result<()> {
+        let failed = state.record().map_or(0, |record| record.failed_starts);
+        if self
+            .annotations
+            .after_crashes
+            .is_some_and(|limit| failed >= limit)
+        {
+            let aside = self.set_aside(state)?;
+            tracing::warn!(state = %self.name, failed, %aside, "too many starts in a row have failed: the live tree was set aside under a name of its own");
+        }
+        Ok(())
+    }
+
+    /// Sets the live tree aside as a state of its own, and answers with its name.
+    pub(super) fn set_aside(&self, state: &State) -> Result<StateName> {
+        let policy = match state.record().map(|record| record.reclaim) {
+            // It has no container any more that could end.
+            None | Some(Policy::Delete) => self.config.reclaim_unchosen.into(),
+            Some(policy) => policy,
+        };
+        let now = SystemTime::now();
+        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let name = self.name.set_aside(seconds)?;
+        state.set_aside(&name, policy, now)?;
+        Ok(name)
     }
 
     /// The only paths that are kept; all when there are none.

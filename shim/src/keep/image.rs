@@ -4,10 +4,10 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
-    time::{SystemTime, UNIX_EPOCH},
+    time::UNIX_EPOCH,
 };
 
-use live::{Image, Policy, State};
+use live::{Image, State};
 use runtime_spec::annotations::OnImageChange;
 use serde::Deserialize;
 
@@ -77,16 +77,7 @@ impl Attach {
                 )));
             }
             OnImageChange::Fresh => {
-                let policy = match state.record().map(|record| record.reclaim) {
-                    // It has no container any more that could end.
-                    None | Some(Policy::Delete) => self.config.reclaim_unchosen.into(),
-                    Some(policy) => policy,
-                };
-                let now = SystemTime::now();
-                let name = self
-                    .name
-                    .set_aside(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())?;
-                state.set_aside(&name, policy, now)?;
+                let name = self.set_aside(state)?;
                 tracing::warn!(state = %self.name, aside = %name, "another image: the old live tree was set aside under a name of its own");
             }
         }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use containerd_shim_protos::api::CreateTaskRequest;
-use live::{Attempt, Holder, Lease, Node, Policy, State};
+use live::{Attempt, Ending, Holder, Lease, Node, Policy, State};
 use runtime_spec::{
     annotations::Annotations,
     bundle::Bundle,
@@ -26,6 +26,7 @@ use self::{attach::Attach, docker::Docker};
 use crate::{
     error::{Context, Error, Result},
     mounts,
+    options::Options,
     reaper::Reaper,
     service::Client,
 };
@@ -60,8 +61,11 @@ pub fn read_spec(bundle: &Path) -> Result<Spec> {
 ///
 /// # Errors
 /// A file that cannot be read or does not parse.
-pub fn read_config() -> Result<Config> {
-    let path = std::env::var_os(CONFIG_VARIABLE).unwrap_or_else(|| CONFIG_FILE.into());
+pub fn read_config(options: &Options) -> Result<Config> {
+    let path = match options.diffkeeper_config.as_str() {
+        "" => std::env::var_os(CONFIG_VARIABLE).unwrap_or_else(|| CONFIG_FILE.into()),
+        of_handler => of_handler.into(),
+    };
     match std::fs::read_to_string(&path) {
         Ok(text) => Config::parse(&text).map_err(|e| {
             Error::InvalidArgument(format!("the configuration {}: {e}", Path::new(&path).display()))
@@ -115,12 +119,12 @@ impl Root {
         request: &CreateTaskRequest,
         spec: Spec,
         reaper: &Reaper,
+        config: Config,
     ) -> Result<Root> {
         let namespace = client.namespace.as_str();
         let bundle = PathBuf::from(&request.bundle);
         let rootfs = bundle.join("rootfs");
         let from_engine: Vec<RootfsMount> = request.rootfs.iter().map(mounts::requested).collect();
-        let config = read_config()?;
         let docker = Docker::find(&spec.parsed, namespace, &request.id)?;
         let record = docker.as_ref().map(|docker| &docker.record);
         let identity = Identity::of(&spec.parsed, namespace, &request.id, &config, record)?;
@@ -158,9 +162,9 @@ impl Root {
         let root_path = spec.parsed.root.path.clone();
         let attach = Attach {
             holder: Holder::new(&request.id, namespace, &bundle),
-            name,
             chosen,
-            config,
+            config: config.in_namespace(name.namespace()),
+            name,
             annotations,
             spec,
             bundle,
@@ -197,12 +201,12 @@ impl Root {
     ///
     /// # Errors
     /// A mount that does not go. The holder record then stays, so that the next attach asks the kernel first.
-    pub async fn release(&mut self) -> Result<()> {
+    pub async fn release(&mut self, ending: Ending) -> Result<()> {
         let (rootfs, over) = (self.rootfs.clone(), self.over);
         let kept = self.kept.take();
         blocking(move || {
             unmount(&rootfs, over).map_err(|e| Error::Other(format!("failed rootfs umount: {e}")))?;
-            kept.map_or(Ok(()), |kept| detach(&kept.state, kept.lease))
+            kept.map_or(Ok(()), |kept| detach(&kept.state, kept.lease, ending))
         })
         .await
     }
@@ -217,13 +221,13 @@ fn unmount(rootfs: &Path, over: Option<(u32, u32)>) -> Result<()> {
 }
 
 /// What follows once the root is no longer mounted.
-fn detach(state: &State, lease: Lease) -> Result<()> {
+fn detach(state: &State, lease: Lease, ending: Ending) -> Result<()> {
     state.unmount_paths();
     // A lazy unmount may still be in use; then the next attach does it.
     if state.refuse_if_mounted().is_ok() {
         state.remove_placeholders()?;
     }
-    state.detached(SystemTime::now())?;
+    state.detached(ending, SystemTime::now())?;
     lease.release()?;
     if state
         .record()
@@ -239,7 +243,7 @@ fn detach(state: &State, lease: Lease) -> Result<()> {
 /// # Errors
 /// A survivor that does not go, or a record that cannot be changed.
 pub fn clean_up(namespace: &str, container_id: &str, bundle: &Path) -> Result<()> {
-    let config = read_config()?;
+    let config = read_config(&Options::load(bundle))?;
     // Half a bundle names no state; then the holder records do.
     let named = read_spec(bundle)
         .ok()
@@ -273,7 +277,7 @@ pub fn clean_up(namespace: &str, container_id: &str, bundle: &Path) -> Result<()
             .is_some_and(|h| h.container_id == container_id && h.namespace == namespace);
         if ours {
             state.evict(&lease, EVICTION_LIMIT)?;
-            detach(&state, lease)?;
+            detach(&state, lease, Ending::Unknown)?;
         }
         // Dropped unreleased, a lease leaves another holder's record as it was.
     }
