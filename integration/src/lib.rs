@@ -1,6 +1,7 @@
 //! A private containerd for tests and benchmarks, and the shortest way to say what they do with it.
 
 pub mod api;
+pub mod bench;
 pub mod cri;
 pub mod daemon;
 pub mod docker;
