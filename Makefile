@@ -16,7 +16,7 @@ RELEASE    := $(CARGO_TARGET_DIR)/release
 IMAGE      ?= ghcr.io/diffkeeper/diffkeeper:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: build image install uninstall demo test test-unit test-e2e bench soak lint clean help setup
+.PHONY: build image install uninstall demo test test-unit test-e2e test-vm bench soak lint clean help setup
 
 build: ## build the shim and the command line, statically linked
 	@command -v protoc >/dev/null || { echo "protoc is needed (containerd's API): apt-get install protobuf-compiler"; exit 1; }
@@ -54,6 +54,13 @@ test-e2e: setup build ## tests on a real, private containerd (root)
 
 soak: setup build ## the long forms of the tests: repetitions by the thousand
 	@hack/test soak
+
+test-vm: setup build ## on Debian's kernels with cgroup v2 alone, and after power cuts (QEMU, slow)
+	@hack/setup qemu
+	@for kernel in 6.1 6.12; do \
+	    hack/vm --kernel $$kernel e2e parity calls::metrics calls::limits keeps::every kills && \
+	    hack/vm --kernel $$kernel powercut 3 || exit; \
+	done
 
 bench: setup build ## speed and size beside the stock shim, as a table (root)
 	@hack/test bench
