@@ -128,6 +128,8 @@ impl Node {
             Attempt::Held(lease) => lease,
             Attempt::Busy(holder) => return Err(state.busy(holder)),
         };
+        // Nobody has the lease, so what stands in the state's own directory was left there.
+        state.unmount_paths();
         state.refuse_if_mounted()?;
         let size = tree::size(state.dir())?;
         // Out of the way while the lease is held; whoever waits for it finds another lock file.

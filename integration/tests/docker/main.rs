@@ -16,6 +16,7 @@ const TESTS: &[(&str, Test)] = &[
     ("annotations_and_environment", annotations_and_environment),
     ("volumes", volumes),
     ("postgresql_survives_everything", postgresql_survives_everything),
+    ("chosen_paths", chosen_paths),
     ("deaths_in_any_order", deaths_in_any_order),
     ("what_people_type", what_people_type),
     (
@@ -320,6 +321,37 @@ fn volumes(d: &Docker) -> Result<()> {
         "back\n",
     )?;
     remove(d, "lender")
+}
+
+fn chosen_paths(d: &Docker) -> Result<()> {
+    let image = d.load("volumes")?;
+    let paths = [
+        "--annotation",
+        "diffkeeper.io/paths=/srv/app,/var/lib",
+        "--name",
+        "paths",
+    ];
+    let run = |script: &str| start(d, &[&["--rm"], &paths[..]].concat(), &image, script);
+    run("echo x > /srv/app/x; echo y > /var/lib/data/y; echo z > /var/lib/z; echo gone > /root/gone")?;
+    same(
+        &run("cat /srv/app/x /var/lib/data/y /var/lib/z; ls /root")?,
+        "x\ny\nz\n",
+    )?;
+    clean(d)?;
+    // Docker's own root is Docker's to unmount: a container of such a kind can be restarted.
+    start(
+        d,
+        &[&["-d"], &paths[..]].concat(),
+        &image,
+        "echo life >> /srv/app/lives; sleep 1000",
+    )?;
+    d.docker(&["restart", "-t", "0", "paths"])?.ok()?;
+    until("two lives", LIMIT, || {
+        d.docker(&["exec", "paths", "cat", "/srv/app/lives"])
+            .is_ok_and(|r| r.out == "life\nlife\n")
+    })?;
+    remove(d, "paths")?;
+    clean(d)
 }
 
 fn postgresql_survives_everything(d: &Docker) -> Result<()> {

@@ -18,7 +18,7 @@ use runtime_spec::{
 };
 
 use super::{
-    EVICTION_LIMIT, Kept, Spec, blocking, detach,
+    EVICTION_LIMIT, Kept, Mounted, Spec, blocking, detach,
     docker::{Docker, mounted_by_engine},
     make_rootfs, unmount,
 };
@@ -58,12 +58,7 @@ impl Attach {
             move || match digest.and_then(|digest| self.mount(&state, &mut lease, digest)) {
                 Ok(()) => Ok(Kept { state, lease }),
                 Err(error) => {
-                    let over = self.over_engine(&lease);
-                    let undone = match over {
-                        // Nothing of ours stands there yet.
-                        None if self.docker.is_some() => Ok(()),
-                        over => unmount(&self.rootfs, over),
-                    };
+                    let undone = unmount(&self.rootfs, self.mounted(&lease));
                     if let Err(second) = undone.and_then(|()| detach(&state, lease, Ending::Unknown)) {
                         tracing::error!(state = %self.name, error = %second, "undo a failed attach");
                     }
@@ -74,9 +69,8 @@ impl Attach {
         .await
     }
 
-    /// The device of our overlay, where it stands over one that the engine mounted.
-    pub(super) fn over_engine(&self, lease: &Lease) -> Option<(u32, u32)> {
-        lease.holder().overlay.filter(|_| self.docker.is_some())
+    fn mounted(&self, lease: &Lease) -> Mounted {
+        Mounted::at(lease, self.docker.is_some())
     }
 
     /// Waits for the lease as long as the configuration or the container says, without holding up the pod.
@@ -240,13 +234,13 @@ impl Attach {
         root.prepare_overlay(image.mode(), self.owner_on_disk(&image, mapped))?;
         let overlay = self.overlay(&root, &plan)?;
         self.mount_overlay(&overlay, lease)?;
-        let over = Cell::new(self.over_engine(lease));
-        let unmount_root = || unmount(&self.rootfs, over.get());
+        let mounted = Cell::new(self.mounted(lease));
+        let unmount_root = || unmount(&self.rootfs, mounted.get());
         let mount_again = || {
             mounts::mount_all(&plan.before, &self.rootfs)?;
             mounts::mount_overlay(&overlay)?;
-            if over.get().is_some() {
-                over.set(Some(mounts::overlay_device(&self.rootfs)?));
+            if let Mounted::Over(_) = mounted.get() {
+                mounted.set(Mounted::Over(mounts::overlay_device(&self.rootfs)?));
             }
             Ok(())
         };

@@ -98,9 +98,19 @@ impl From<runtime_spec::Error> for Error {
 /// A container's root filesystem, mounted.
 pub struct Root {
     rootfs: PathBuf,
-    /// The overlay's device where an engine had mounted the root itself: only ours on top of it is unmounted.
-    over: Option<(u32, u32)>,
+    mounted: Mounted,
     kept: Option<Kept>,
+}
+
+/// Whose mounts stand at a root, and so what is to be unmounted.
+#[derive(Debug, Clone, Copy)]
+enum Mounted {
+    /// All are this shim's.
+    Ours,
+    /// Ours, with this device number, on top of an engine's own.
+    Over((u32, u32)),
+    /// All are the engine's own.
+    Engines,
 }
 
 /// The part of a root that outlives the container.
@@ -154,7 +164,7 @@ impl Root {
             .await?;
             return Ok(Root {
                 rootfs,
-                over: None,
+                mounted: Mounted::Ours,
                 kept: None,
             });
         };
@@ -175,13 +185,13 @@ impl Root {
             reaper: reaper.clone(),
             address: client.address.clone(),
         };
-        let over_engine = attach.docker.is_some();
+        let docker = attach.docker.is_some();
         let rootfs = attach.rootfs.clone();
         let kept = attach.run().await?;
-        let over = kept.lease.holder().overlay.filter(|_| over_engine);
+        let mounted = Mounted::at(&kept.lease, docker);
         Ok(Root {
             rootfs,
-            over,
+            mounted,
             kept: Some(kept),
         })
     }
@@ -202,21 +212,33 @@ impl Root {
     /// # Errors
     /// A mount that does not go. The holder record then stays, so that the next attach asks the kernel first.
     pub async fn release(&mut self, ending: Ending) -> Result<()> {
-        let (rootfs, over) = (self.rootfs.clone(), self.over);
+        let (rootfs, mounted) = (self.rootfs.clone(), self.mounted);
         let kept = self.kept.take();
         blocking(move || {
-            unmount(&rootfs, over).map_err(|e| Error::Other(format!("failed rootfs umount: {e}")))?;
+            unmount(&rootfs, mounted).map_err(|e| Error::Other(format!("failed rootfs umount: {e}")))?;
             kept.map_or(Ok(()), |kept| detach(&kept.state, kept.lease, ending))
         })
         .await
     }
 }
 
-/// Unmounts a root: all of it, or where it stands over an engine's own, that one overlay.
-fn unmount(rootfs: &Path, over: Option<(u32, u32)>) -> Result<()> {
-    match over {
-        Some(device) => mounts::unmount_device(rootfs, device),
-        None => mounts::unmount_recursive(rootfs),
+impl Mounted {
+    /// What stands at the root of a lease's holder. Docker mounts a root itself.
+    fn at(lease: &Lease, docker: bool) -> Mounted {
+        match lease.holder().overlay {
+            _ if !docker => Mounted::Ours,
+            Some(device) => Mounted::Over(device),
+            None => Mounted::Engines,
+        }
+    }
+}
+
+/// Unmounts what is ours of a root.
+fn unmount(rootfs: &Path, mounted: Mounted) -> Result<()> {
+    match mounted {
+        Mounted::Ours => mounts::unmount_recursive(rootfs),
+        Mounted::Over(device) => mounts::unmount_device(rootfs, device),
+        Mounted::Engines => Ok(()),
     }
 }
 
