@@ -224,8 +224,15 @@ fn kept(d: &Daemon, pairs: usize) -> Result<Figure> {
                 .map(drop)
             })
         };
-        with.push(start(full, &format!("f{n}"))?);
-        without.push(start("diffkeeper.io/state=empty", &format!("e{n}"))?);
+        // Who goes first alternates here too.
+        let turns = if n % 2 == 0 { [true, false] } else { [false, true] };
+        for kept in turns {
+            if kept {
+                with.push(start(full, &format!("f{n}"))?);
+            } else {
+                without.push(start("diffkeeper.io/state=empty", &format!("e{n}"))?);
+            }
+        }
     }
     Ok(figure(
         "ctr run --rm, 4 GiB in 100,000 files kept",

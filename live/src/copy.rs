@@ -58,7 +58,7 @@ struct Copy {
 ///
 /// # Errors
 /// The first entry that cannot be read or made.
-pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     let top = tree::open_dir(to)?;
     let source = tree::open_dir(from)?;
     let mut copy = Copy {

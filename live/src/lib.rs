@@ -19,6 +19,7 @@ mod sys;
 mod tests;
 mod tree;
 
+pub use copy::copy_tree;
 pub use error::{Error, Result};
 pub use exclude::Trash;
 pub use layout::Node;

@@ -36,6 +36,7 @@ pub const TESTS: &[(&str, Test)] = &[
         a_broken_container_is_healed,
     ),
     ("keeps::other_configurations", other_configurations),
+    ("keeps::doctor_finds_what_is_wrong", doctor_finds_what_is_wrong),
     ("keeps::states_rm_and_prune", states_rm_and_prune),
 ];
 
@@ -663,4 +664,48 @@ fn other_configurations(d: &Daemon) -> Result<()> {
         );
         Ok(())
     })
+}
+
+fn doctor_finds_what_is_wrong(d: &Daemon) -> Result<()> {
+    let ask = |address: &str| -> Result<(i32, serde_json::Value)> {
+        let ran = d.diffkeeper(&["doctor", "--json", "--address", address])?;
+        Ok((ran.status, serde_json::from_str(&ran.out)?))
+    };
+    let about = |findings: &serde_json::Value, verdict: &str| -> Vec<String> {
+        let all = findings.as_array().into_iter().flatten();
+        all.filter(|f| f["verdict"] == verdict)
+            .map(ToString::to_string)
+            .collect()
+    };
+    let socket = d.socket().to_string_lossy().into_owned();
+    let (status, findings) = ask(&socket)?;
+    ensure!(status == 0 && about(&findings, "error").is_empty(), "{findings}");
+    let fine = about(&findings, "ok").join(" ");
+    for word in [
+        "kernel",
+        "overlay",
+        "runc",
+        "containerd",
+        "containerd-shim-diffkeeper-v1",
+        "free",
+    ] {
+        ensure!(fine.contains(word), "no {word:?} in {findings}");
+    }
+    // What is wrong is said with what to do, and the exit status says so too.
+    let kept = fs::read_to_string(d.config())?;
+    fs::write(d.config(), "root = \"/proc/live\"\nnonsense = 1\n")?;
+    let broken = ask(&socket);
+    fs::write(d.config(), kept)?;
+    let (status, findings) = broken?;
+    let errors = about(&findings, "error").join(" ");
+    ensure!(
+        status != 0 && errors.contains("nonsense") && errors.contains("advice"),
+        "{findings}"
+    );
+    let (_, findings) = ask("/no/such/socket")?;
+    let told = [about(&findings, "warning"), about(&findings, "error")]
+        .concat()
+        .join(" ");
+    ensure!(told.contains("/no/such/socket"), "{findings}");
+    Ok(())
 }
