@@ -197,7 +197,18 @@ impl RootDir {
                 _ => {}
             }
             make(&fresh)?;
-            copy_tree(like, &fresh)?;
+            let source = std::fs::canonicalize(like).on("resolve", like)?;
+            // A node's whole root, declared as a mount: the copy would copy itself.
+            if fresh.starts_with(&source) {
+                return Err(Error::Unfit {
+                    path: self.root.destination().display().to_string(),
+                    problem: format!(
+                        "{} holds the live trees themselves: it cannot be kept in one of them",
+                        source.display()
+                    ),
+                });
+            }
+            copy_tree(&source, &fresh)?;
             // After a power cut there must not be the name without the content.
             let open = std::fs::File::open(&fresh).on("open", &fresh)?;
             nix::unistd::syncfs(&open).on("write to disk", &fresh)?;
@@ -280,6 +291,32 @@ mod tests {
         for unknown in ["", "other", "path%2F", "volume@a%2e", "rootfs@a", "path@%"] {
             assert_eq!(Root::of_dir_name(unknown), None, "{unknown:?}");
         }
+    }
+
+    #[test]
+    fn a_volume_is_filled_once_and_never_with_itself() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: a_volume_is_filled_once_and_never_with_itself needs root (trusted xattrs)");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let node = crate::Node::open(&dir.path().join("root")).unwrap();
+        let state = node.state(&"ctr/default/web".parse().unwrap());
+        let root = state.root(&Root::Volume("/data".into())).unwrap();
+        let told = root.prepare_volume(dir.path()).unwrap_err().to_string();
+        assert!(told.contains("live trees themselves"), "{told}");
+        let image = dir.path().join("image");
+        std::fs::create_dir(&image).unwrap();
+        std::fs::write(image.join("seed"), b"one").unwrap();
+        let tree = root.prepare_volume(&image).unwrap();
+        std::fs::write(image.join("seed"), b"two").unwrap();
+        assert_eq!(root.prepare_volume(&image).unwrap(), tree);
+        assert_eq!(std::fs::read(tree.join("seed")).unwrap(), b"one");
+        // What a crash left half-way is not taken for whole.
+        let other = state.root(&Root::Volume("/other".into())).unwrap();
+        std::fs::create_dir_all(other.tree().with_file_name("fresh/half")).unwrap();
+        let tree = other.prepare_volume(&image).unwrap();
+        assert!(!tree.join("half").exists() && tree.join("seed").exists());
     }
 
     proptest! {
