@@ -237,6 +237,14 @@ impl Container {
             .ok_or_else(|| Error::NotFound(format!("process does not exist {exec_id}: not found")))
     }
 
+    /// Init and the execs.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Arc<Process>> {
+        let execs = locked(&self.execs);
+        let execs = execs.values().map(|exec| exec.process.clone());
+        [self.init.clone()].into_iter().chain(execs).collect()
+    }
+
     /// The exec id of the process with this pid.
     #[must_use]
     pub fn exec_id_of(&self, pid: u32) -> Option<String> {

@@ -64,6 +64,7 @@ async fn run(args: &Args, listener: std::os::unix::net::UnixListener) -> Result<
         notify: shutdown.clone(),
     };
     let service = Service::new(client, reaper, events.clone(), end);
+    say_on_request(service.clone())?;
 
     let listener =
         tokio::net::UnixListener::from_std(listener).context(|| "listen on the inherited socket".into())?;
@@ -87,6 +88,17 @@ async fn run(args: &Args, listener: std::os::unix::net::UnixListener) -> Result<
     }
     server.stop_listen().await;
     events.flush(FLUSH_LIMIT).await;
+    Ok(())
+}
+
+/// SIGUSR1 asks a shim what it is doing; the stock one dumps its stacks.
+fn say_on_request(service: Service) -> Result<()> {
+    let mut asked = signal(SignalKind::user_defined1()).context(|| "install the SIGUSR1 handler".into())?;
+    tokio::spawn(async move {
+        while asked.recv().await.is_some() {
+            service.say_what_there_is();
+        }
+    });
     Ok(())
 }
 

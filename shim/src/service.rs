@@ -79,6 +79,24 @@ impl Service {
         }))
     }
 
+    /// Writes every container and process, and how it is, to the log.
+    pub fn say_what_there_is(&self) {
+        let containers: Vec<_> = self.containers().values().cloned().collect();
+        tracing::info!(count = containers.len(), "SIGUSR1: the containers of this shim");
+        for container in containers {
+            for process in container.processes() {
+                tracing::info!(
+                    container = container.id,
+                    process = process.id,
+                    pid = process.pid(),
+                    status = process.status().word(),
+                    exit = ?process.exit().map(|exit| exit.status),
+                    "SIGUSR1: a process"
+                );
+            }
+        }
+    }
+
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
         self.0.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -30,6 +30,7 @@ pub const TESTS: &[(&str, Test)] = &[
         "parity::containerd_may_die_and_come_back",
         containerd_may_die_and_come_back,
     ),
+    ("parity::a_shim_says_what_it_does", a_shim_says_what_it_does),
     ("parity::nothing_is_left_behind", nothing_is_left_behind),
     ("parity::crun", crun),
     ("parity::a_dead_shim_is_cleaned_up", a_dead_shim_is_cleaned_up),
@@ -463,6 +464,26 @@ fn nothing_is_left_behind(d: &Daemon) -> Result<()> {
         "bundles are left: {left:?}"
     );
     Ok(())
+}
+
+fn a_shim_says_what_it_does(d: &Daemon) -> Result<()> {
+    let image = d.import("busybox")?;
+    d.ctr(&["run", "-d", "--runtime", OURS, &image, "asked", "sleep", "100"])?
+        .ok()?;
+    let shim = *d.shims(Some("asked")).first().context("no shim")?;
+    let log = d.folder().join("containerd.log");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(shim),
+        nix::sys::signal::Signal::SIGUSR1,
+    )?;
+    until("its words in containerd's log", Duration::from_secs(10), || {
+        fs::read_to_string(&log).is_ok_and(|text| {
+            text.lines()
+                .any(|l| l.contains("SIGUSR1: a process") && l.contains("asked") && l.contains("running"))
+        })
+    })?;
+    ensure!(d.status("asked")? == "RUNNING" && d.shims(Some("asked")) == [shim]);
+    d.forget("asked")
 }
 
 fn crun(d: &Daemon) -> Result<()> {
