@@ -399,7 +399,7 @@ fn metrics_field_by_field(d: &Daemon) -> Result<()> {
 }
 
 /// Fields of cgroup v2 that the stock shim of containerd 2 sends and older ones do not know: pressure (PSI) of processor,
-/// memory and disks, and the most that was swapped.
+/// memory and disks, and the most memory that was used.
 fn is_newer(field: &str) -> bool {
     [".2.7", ".4.36", ".4.38", ".6.2"].iter().any(|newer| {
         field
