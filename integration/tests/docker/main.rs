@@ -4,7 +4,7 @@
 use std::{fs, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use integration::{Docker, daemon::kill, wait::until};
+use integration::{Docker, daemon::kill, second_chance, wait::until};
 use libtest_mimic::{Arguments, Trial};
 
 type Test = fn(&Docker) -> Result<()>;
@@ -55,8 +55,10 @@ fn main() -> ExitCode {
             .iter()
             .map(|(name, test)| {
                 let (docker, test) = (docker.clone(), *test);
-                Trial::test(format!("docker-{store}::{name}"), move || {
-                    test(&docker).map_err(|error| format!("{error:#}").into())
+                let full = format!("docker-{store}::{name}");
+                Trial::test(full.clone(), move || {
+                    second_chance(&full, test(&docker), || test(&docker))
+                        .map_err(|error| format!("{error:#}").into())
                 })
             })
             .collect();

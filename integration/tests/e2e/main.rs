@@ -10,8 +10,8 @@ mod pods;
 
 use std::{process::ExitCode, sync::Arc};
 
-use anyhow::Result;
-use integration::Daemon;
+use anyhow::{Result, bail};
+use integration::{Daemon, second_chance};
 use libtest_mimic::{Arguments, Trial};
 
 /// The containerd versions of Debian's suites.
@@ -68,9 +68,14 @@ fn main() -> ExitCode {
             .iter()
             .map(|(name, test)| {
                 let (daemon, test) = (daemon.clone(), *test);
-                Trial::test(format!("containerd-{version}::{name}"), move || {
+                let full = format!("containerd-{version}::{name}");
+                Trial::test(full.clone(), move || {
                     let daemon = daemon.ok_or("no daemon")?;
-                    test(&daemon).map_err(|error| format!("{error:#}").into())
+                    let again = || match Daemon::up(version, "again", &["--cri"])? {
+                        Ok(fresh) => test(&fresh),
+                        Err(reason) => bail!(reason),
+                    };
+                    second_chance(&full, test(&daemon), again).map_err(|error| format!("{error:#}").into())
                 })
             })
             .collect();
