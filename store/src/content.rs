@@ -1,0 +1,586 @@
+//! Content of files: chunks, and above them lists of chunks, of which those that nothing changed in are shared.
+//!
+//! Lists are nodes as those of trees, with pieces (chunks and holes) on their lowest level. A node ends by the hash of
+//! its last item's name, at least 16 items, at most 256.
+
+use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt, sync::Arc};
+
+use prost::Message;
+use rayon::prelude::*;
+
+use crate::{
+    error::{Error, Result, damaged},
+    format::{Child, Entry, HIGHEST, INLINE, Node, Piece},
+    id::Id,
+    pack::Object,
+    store::{Session, Store},
+};
+
+/// So much of a file is cut, hashed and compressed at a time.
+const WINDOW: usize = 8 << 20;
+const FEWEST: usize = 16;
+const MOST: usize = 256;
+const SPREAD: u8 = 64;
+
+/// Where content comes from: a file, or anything that can be read at any place and knows its holes.
+pub trait Source: Sync {
+    /// The next stretch of data at or after `at`: where it begins and ends. None where only a hole follows.
+    ///
+    /// # Errors
+    /// As lseek(2).
+    fn data(&self, at: u64, length: u64) -> io::Result<Option<(u64, u64)>>;
+
+    /// How long it is now.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    fn length(&self) -> io::Result<u64>;
+
+    /// Reads at a place; fewer bytes than wanted only at the end.
+    ///
+    /// # Errors
+    /// As pread(2).
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
+}
+
+impl Source for File {
+    fn data(&self, at: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
+        use nix::unistd::{Whence, lseek};
+        let at = i64::try_from(at).map_err(io::Error::other)?;
+        let begin = match lseek(self, at, Whence::SeekData) {
+            Ok(begin) => begin,
+            Err(nix::errno::Errno::ENXIO) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let end = lseek(self, begin, Whence::SeekHole)?;
+        let (begin, end) = (begin.cast_unsigned(), end.cast_unsigned().min(length));
+        Ok((begin < end).then_some((begin, end)))
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match FileExt::read_at(self, rest, at + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+}
+
+impl Source for [u8] {
+    fn data(&self, at: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
+        let end = length.min(self.len() as u64);
+        Ok((at < end).then_some((at, end)))
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let rest = usize::try_from(at)
+            .ok()
+            .and_then(|at| self.get(at..))
+            .unwrap_or_default();
+        let n = rest.len().min(buffer.len());
+        buffer.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+        Ok(n)
+    }
+}
+
+/// What became of a file's content.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Written {
+    /// How long it was in the end.
+    pub size: u64,
+    /// The content, if it is short.
+    pub inline: Vec<u8>,
+    /// The name of its chunk or top list, if not.
+    pub content: Vec<u8>,
+    /// How many levels of lists there are above the chunks.
+    pub height: u32,
+}
+
+impl Written {
+    /// Puts it into an entry.
+    pub fn set(self, entry: &mut Entry) {
+        entry.size = self.size;
+        entry.inline = self.inline;
+        entry.content = self.content;
+        entry.height = self.height;
+    }
+}
+
+impl Session<'_> {
+    /// Adds content of `length` bytes; where it has become shorter meanwhile, what there is. `before` is the entry that
+    /// this content follows: what stands at the same place there is only compared, not cut again.
+    ///
+    /// # Errors
+    /// A source that cannot be read (as [`Error::Io`] with `what`), a full or failing disk.
+    pub fn content(
+        &self,
+        source: &(impl Source + ?Sized),
+        length: u64,
+        before: Option<&Entry>,
+        what: &str,
+    ) -> Result<Written> {
+        let reading = |source: io::Error| Error::Io {
+            context: format!("read {what}"),
+            source,
+        };
+        if length <= INLINE as u64 {
+            let mut bytes = vec![0; usize::try_from(length).unwrap_or(INLINE)];
+            let n = source.read_at(&mut bytes, 0).map_err(reading)?;
+            bytes.truncate(n);
+            return Ok(Written {
+                size: n as u64,
+                inline: bytes,
+                ..Written::default()
+            });
+        }
+        let mut old = match before {
+            Some(entry) => Pieces::new(self.store, self.domain, entry)?,
+            None => None,
+        };
+        let mut lists = Lists::new(self);
+        let (mut at, mut buffer) = (0, Vec::new());
+        while at < length {
+            let Some((begin, end)) = source.data(at, length).map_err(reading)? else {
+                break;
+            };
+            if begin > at {
+                lists.push(None, begin - at)?;
+            }
+            at = begin;
+            while at < end {
+                let known = match &mut old {
+                    Some(old) => old.within(at, end)?,
+                    None => Vec::new(),
+                };
+                let same = self.same(source, &known).map_err(reading)?;
+                let mut compared = known.iter().zip(same).peekable();
+                let begun = at;
+                while let Some(((begins, piece), same)) = compared.next_if(|((begins, _), _)| *begins <= at) {
+                    if *begins < at {
+                        continue;
+                    }
+                    let id = Id::from_slice(&piece.chunk).filter(|_| same);
+                    if let Some(id) = id
+                        && self.has(Object::Chunk, id)?
+                    {
+                        lists.push(Some(id), piece.length)?;
+                        at += piece.length;
+                    } else if self.recut(source, &mut at, end, &mut lists, &mut old, &mut buffer, what)? {
+                        return lists.end(at);
+                    }
+                }
+                if at == begun && self.recut(source, &mut at, end, &mut lists, &mut old, &mut buffer, what)? {
+                    return lists.end(at);
+                }
+            }
+        }
+        // A hole at the end, unless the file was made shorter meanwhile.
+        let length = length.min(source.length().map_err(reading)?.max(at));
+        if at < length {
+            lists.push(None, length - at)?;
+        }
+        lists.end(length)
+    }
+
+    /// Which of these pieces the source still has where they are.
+    fn same(&self, source: &(impl Source + ?Sized), known: &[(u64, Piece)]) -> io::Result<Vec<bool>> {
+        let same = known.par_iter().map_init(Vec::new, |buffer, (begin, piece)| {
+            let length = usize::try_from(piece.length).unwrap_or(0).min(delta::LONGEST);
+            buffer.resize(length, 0);
+            let n = source.read_at(buffer, *begin)?;
+            Ok(n == length && self.store.hash.chunk(buffer).0.as_slice() == piece.chunk)
+        });
+        same.collect()
+    }
+
+    /// Cuts anew from `at` until a boundary falls on an old one, or to `end`; says whether the source ended before that.
+    #[allow(clippy::too_many_arguments)]
+    fn recut(
+        &self,
+        source: &(impl Source + ?Sized),
+        at: &mut u64,
+        end: u64,
+        lists: &mut Lists<'_, '_>,
+        old: &mut Option<Pieces<'_>>,
+        buffer: &mut Vec<u8>,
+        what: &str,
+    ) -> Result<bool> {
+        // Beside old content a change is most likely short.
+        let most = if old.is_some() { 2 * delta::LONGEST } else { WINDOW };
+        loop {
+            let window = usize::try_from(end - *at).unwrap_or(usize::MAX).min(most);
+            buffer.resize(window, 0);
+            let n = source.read_at(buffer, *at).map_err(|source| Error::Io {
+                context: format!("read {what}"),
+                source,
+            })?;
+            let short = n < window;
+            buffer.truncate(n);
+            let last = short || *at + n as u64 >= end;
+            let (cut, resumed) = self.cut(buffer, *at, last, old)?;
+            for (id, length) in cut {
+                lists.push(Some(id), length as u64)?;
+                *at += length as u64;
+            }
+            if resumed || last {
+                return Ok(short && !resumed);
+            }
+        }
+    }
+
+    /// Cuts a window into chunks and adds them; says whether it ended where an old piece begins. The last bytes of a
+    /// window are left for the next, unless it is the last.
+    fn cut(
+        &self,
+        bytes: &[u8],
+        at: u64,
+        last: bool,
+        old: &mut Option<Pieces<'_>>,
+    ) -> Result<(Vec<(Id, usize)>, bool)> {
+        let mut parts = Vec::new();
+        let (mut rest, mut end, mut resumed) = (bytes, at, false);
+        while !rest.is_empty() && (last || rest.len() >= delta::LONGEST) {
+            let (part, after) = rest.split_at(delta::cut(rest));
+            parts.push(part);
+            rest = after;
+            end += part.len() as u64;
+            if let Some(old) = old
+                && old.begins_at(end)?
+            {
+                resumed = true;
+                break;
+            }
+        }
+        let added: Result<Vec<(Id, usize)>> = parts
+            .par_iter()
+            .map(|part| Ok((self.chunk(part)?, part.len())))
+            .collect();
+        Ok((added?, resumed))
+    }
+}
+
+/// Builds the lists of one content.
+struct Lists<'s, 'a> {
+    session: &'a Session<'s>,
+    levels: Vec<Vec<Vec<u8>>>,
+    counts: Vec<u64>,
+    pieces: u64,
+    last: Option<(Option<Id>, u64)>,
+}
+
+impl<'s, 'a> Lists<'s, 'a> {
+    fn new(session: &'a Session<'s>) -> Self {
+        Lists {
+            session,
+            levels: Vec::new(),
+            counts: Vec::new(),
+            pieces: 0,
+            last: None,
+        }
+    }
+
+    fn push(&mut self, chunk: Option<Id>, length: u64) -> Result<()> {
+        self.pieces += 1;
+        self.last = Some((chunk, length));
+        let piece = Piece {
+            chunk: chunk.map(|id| id.0.to_vec()).unwrap_or_default(),
+            length,
+        };
+        // A hole has no hash of its own: its length decides.
+        let decides = chunk.map_or(length.to_le_bytes().first().copied(), |id| id.0.first().copied());
+        self.item(0, piece.encode_to_vec(), length, decides.unwrap_or(0))
+    }
+
+    fn item(&mut self, level: usize, item: Vec<u8>, count: u64, decides: u8) -> Result<()> {
+        if self.levels.len() <= level {
+            self.levels.push(Vec::new());
+            self.counts.push(0);
+        }
+        let (Some(items), Some(sum)) = (self.levels.get_mut(level), self.counts.get_mut(level)) else {
+            return Ok(());
+        };
+        items.push(item);
+        *sum += count;
+        let full = items.len() >= MOST || items.len() >= FEWEST && decides.is_multiple_of(SPREAD);
+        if full { self.close(level) } else { Ok(()) }
+    }
+
+    /// Writes the list that is open on a level and names it on the one above.
+    fn close(&mut self, level: usize) -> Result<()> {
+        let (Some(items), Some(sum)) = (self.levels.get_mut(level), self.counts.get_mut(level)) else {
+            return Ok(());
+        };
+        if items.is_empty() {
+            return Ok(());
+        }
+        let (items, count) = (std::mem::take(items), std::mem::take(sum));
+        let node = Node {
+            level: u32::try_from(level).unwrap_or(u32::MAX),
+            items,
+        };
+        let id = self.session.node(&node)?;
+        let child = Child {
+            key: Vec::new(),
+            id: id.0.to_vec(),
+            count,
+        };
+        self.item(
+            level + 1,
+            child.encode_to_vec(),
+            count,
+            id.0.first().copied().unwrap_or(0),
+        )
+    }
+
+    fn end(mut self, size: u64) -> Result<Written> {
+        if self.pieces == 0 {
+            return Ok(Written::default());
+        }
+        if self.pieces == 1
+            && let Some((Some(chunk), length)) = self.last
+            && length == size
+        {
+            return Ok(Written {
+                size,
+                content: chunk.0.to_vec(),
+                ..Written::default()
+            });
+        }
+        let mut level = 0;
+        loop {
+            let alone = self.levels.len() == level + 1;
+            let items = self.levels.get(level).map(Vec::as_slice).unwrap_or_default();
+            if let [only] = items
+                && alone
+                && level > 0
+            {
+                let child = Child::decode(only.as_slice()).map_err(|e| damaged("a list", e))?;
+                return Ok(Written {
+                    size,
+                    content: child.id,
+                    height: u32::try_from(level).unwrap_or(u32::MAX),
+                    inline: Vec::new(),
+                });
+            }
+            self.close(level)?;
+            level += 1;
+        }
+    }
+}
+
+/// The pieces of a content, one after the other.
+pub struct Pieces<'s> {
+    store: &'s Store,
+    domain: u32,
+    stack: Vec<(Arc<Node>, usize)>,
+    /// What was looked at and not taken: where it begins, and what it is.
+    ahead: VecDeque<(u64, Piece)>,
+    /// Where what was not looked at begins.
+    at: u64,
+}
+
+impl<'s> Pieces<'s> {
+    /// Of an entry's content; none where it is short or there is none.
+    ///
+    /// # Errors
+    /// A damaged list.
+    pub fn new(store: &'s Store, domain: u32, entry: &Entry) -> Result<Option<Pieces<'s>>> {
+        let Some(id) = entry.content_id() else {
+            return Ok(None);
+        };
+        if entry.height > HIGHEST {
+            return Err(damaged("a file's list", "it is too deep"));
+        }
+        let mut pieces = Pieces {
+            store,
+            domain,
+            stack: Vec::new(),
+            ahead: VecDeque::new(),
+            at: 0,
+        };
+        if entry.height == 0 {
+            let piece = Piece {
+                chunk: id.0.to_vec(),
+                length: entry.size,
+            };
+            pieces.at = entry.size;
+            pieces.ahead.push_back((0, piece));
+        } else {
+            let node = store.node(domain, id)?;
+            if node.level + 1 != entry.height {
+                return Err(damaged(
+                    "a file's list",
+                    "it has another depth than its entry says",
+                ));
+            }
+            pieces.stack.push((node, 0));
+        }
+        Ok(Some(pieces))
+    }
+
+    fn pull(&mut self) -> Result<Option<Piece>> {
+        loop {
+            let Some((node, at)) = self.stack.last_mut() else {
+                return Ok(None);
+            };
+            let Some(item) = node.items.get(*at) else {
+                self.stack.pop();
+                continue;
+            };
+            *at += 1;
+            if node.level == 0 {
+                let piece = Piece::decode(item.as_slice()).map_err(|e| damaged("a list's piece", e))?;
+                if piece.length == 0 {
+                    return Err(damaged("a list's piece", "it has no length"));
+                }
+                return Ok(Some(piece));
+            }
+            let child = Child::decode(item.as_slice()).map_err(|e| damaged("a list's child", e))?;
+            let id = Id::from_slice(&child.id)
+                .ok_or_else(|| damaged("a list's child", "its name has another length"))?;
+            let below = self.store.node(self.domain, id)?;
+            if below.level + 1 != node.level {
+                return Err(damaged("a list", "a node stands on the wrong level"));
+            }
+            self.stack.push((below, 0));
+        }
+    }
+
+    /// Looks at one more.
+    fn look(&mut self) -> Result<bool> {
+        let Some(piece) = self.pull()? else {
+            return Ok(false);
+        };
+        let at = self.at;
+        self.at = at
+            .checked_add(piece.length)
+            .ok_or_else(|| damaged("a list", "it is longer than anything can be"))?;
+        self.ahead.push_back((at, piece));
+        Ok(true)
+    }
+
+    /// The next piece and where it begins.
+    ///
+    /// # Errors
+    /// A damaged list.
+    pub fn next_piece(&mut self) -> Result<Option<(u64, Piece)>> {
+        if self.ahead.is_empty() {
+            self.look()?;
+        }
+        Ok(self.ahead.pop_front())
+    }
+
+    /// Whether a chunk begins here; what is before it is gone past.
+    fn begins_at(&mut self, at: u64) -> Result<bool> {
+        loop {
+            if let Some((begins, piece)) = self.ahead.front() {
+                if *begins >= at {
+                    return Ok(*begins == at && !piece.chunk.is_empty());
+                }
+                self.ahead.pop_front();
+            } else if !self.look()? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// The chunks from here to the next hole, to `end`, or as many as are compared at a time.
+    fn within(&mut self, at: u64, end: u64) -> Result<Vec<(u64, Piece)>> {
+        if !self.begins_at(at)? {
+            return Ok(Vec::new());
+        }
+        // One more than is asked for: whether a stretch ends behind a piece is seen by what follows it.
+        while self.at <= end.min(at + WINDOW as u64) && self.look()? {}
+        let mut found = Vec::new();
+        for (n, (begins, piece)) in self.ahead.iter().enumerate() {
+            let ends = begins + piece.length;
+            let followed = self
+                .ahead
+                .get(n + 1)
+                .is_some_and(|(_, next)| !next.chunk.is_empty());
+            // The last piece of a stretch ends where that did, not where its content says: when more stands behind it
+            // now, it is cut anew. Else each line of a log would stay a chunk of its own.
+            if piece.chunk.is_empty() || ends > end || !followed && ends != end {
+                break;
+            }
+            found.push((*begins, piece.clone()));
+        }
+        Ok(found)
+    }
+}
+
+impl Store {
+    /// One chunk of content.
+    ///
+    /// # Errors
+    /// A missing or damaged chunk, a failing disk.
+    pub fn chunk(&self, domain: u32, id: Id) -> Result<Vec<u8>> {
+        self.object(domain, Object::Chunk, id)
+    }
+
+    /// Reads an entry's content in order: bytes where they are, `None` with a length for a hole.
+    ///
+    /// # Errors
+    /// Missing or damaged content, and what `each` says.
+    pub fn read(
+        &self,
+        domain: u32,
+        entry: &Entry,
+        mut each: impl FnMut(u64, Stretch<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(mut pieces) = Pieces::new(self, domain, entry)? else {
+            return if entry.inline.is_empty() {
+                Ok(())
+            } else {
+                each(0, Stretch::Bytes(&entry.inline))
+            };
+        };
+        let mut end = 0;
+        while let Some((at, piece)) = pieces.next_piece()? {
+            end = at + piece.length;
+            if end > entry.size {
+                break;
+            }
+            if piece.chunk.is_empty() {
+                each(at, Stretch::Hole(piece.length))?;
+                continue;
+            }
+            let id = Id::from_slice(&piece.chunk)
+                .ok_or_else(|| damaged("a list's piece", "its name has another length"))?;
+            let bytes = self.chunk(domain, id)?;
+            if bytes.len() as u64 != piece.length {
+                return Err(damaged("a list's piece", "its chunk has another length"));
+            }
+            each(at, Stretch::Bytes(&bytes))?;
+        }
+        if end != entry.size {
+            return Err(damaged(
+                "a file's list",
+                "it has another length than its entry says",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A part of a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stretch<'a> {
+    /// Data.
+    Bytes(&'a [u8]),
+    /// Nothing, of this length.
+    Hole(u64),
+}

@@ -1,0 +1,204 @@
+//! Getting back the space of what no commit needs.
+//!
+//! First what is needed is found, while commits go on; whatever they touch meanwhile is spared. Then one pack after the
+//! other is replaced: what is still needed of it goes to a new pack, that is synced, the catalog changes over in one
+//! batch, the old file goes. Only that step, for one pack, keeps commits waiting. Whatever ends the process in between
+//! leaves a file that no row names (removed at the next opening) or an old pack that is still whole.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::File,
+    io,
+    sync::PoisonError,
+};
+
+use crate::{
+    catalog::{PackRow, Place},
+    error::{Context, Result, damaged},
+    fault,
+    id::Id,
+    pack::{self, Object, RECORD, Record},
+    store::Store,
+};
+
+/// How thorough a gc is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thorough {
+    /// Only packs of which a quarter is not needed: the rest would cost more writing than it gives back.
+    Worthwhile,
+    /// Every pack with anything that is not needed: what was erased must not be found in the store's bytes.
+    Erase,
+}
+
+/// What a gc has done, or would do.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Collected {
+    /// Objects that no commit needs.
+    pub objects: u64,
+    /// Bytes of packs that came back to the disk.
+    pub freed: u64,
+    /// Bytes that were copied for it.
+    pub copied: u64,
+    /// Packs that were replaced or removed.
+    pub packs: u64,
+}
+
+impl Store {
+    /// Collects the garbage of every domain; with `dry` only says what it would do.
+    ///
+    /// # Errors
+    /// A damaged tree (then nothing can be said to be garbage), a full or failing disk.
+    pub fn gc(&self, thorough: Thorough, dry: bool, mut told: impl FnMut(&Collected)) -> Result<Collected> {
+        let mut sum = Collected::default();
+        for (_, domain) in self.catalog.domains()? {
+            let done = self.gc_domain(domain, thorough, dry, &mut sum, &mut told);
+            *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            done?;
+        }
+        Ok(sum)
+    }
+
+    fn gc_domain(
+        &self,
+        domain: u32,
+        thorough: Thorough,
+        dry: bool,
+        sum: &mut Collected,
+        told: &mut impl FnMut(&Collected),
+    ) -> Result<()> {
+        {
+            // Whoever adds objects now is waited for: from here on all that is touched is noted.
+            let _nobody = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            if !dry {
+                self.close_packs(domain)?;
+            }
+            *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = Some(HashSet::new());
+        }
+        let mut reached = HashSet::new();
+        for (id, commit) in self.live_commits(domain)? {
+            self.reach(domain, id, &commit, &mut reached)?;
+        }
+        // By pack: how many bytes are not needed, and of how many.
+        let mut waste: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        self.catalog.objects(domain, |object, id, place| {
+            let (dead, all) = waste.entry(place.pack).or_default();
+            let bytes = RECORD as u64 + u64::from(place.stored);
+            *all += bytes;
+            if !reached.contains(&(object, id)) {
+                *dead += bytes;
+                sum.objects += 1;
+            }
+            Ok(())
+        })?;
+        // A pack of which the catalog names nothing: what was in it has another place.
+        for (number, row) in self.catalog.packs()? {
+            if row.domain == domain {
+                waste.entry(number).or_insert((1, 0));
+            }
+        }
+        let open = self.open_packs();
+        for (number, (dead, all)) in waste {
+            let worth = match thorough {
+                Thorough::Worthwhile => dead * 4 >= all.max(1),
+                Thorough::Erase => true,
+            };
+            if dead == 0 || !worth || open.contains(&number) {
+                continue;
+            }
+            if dry {
+                sum.freed += dead;
+                sum.copied += all - dead.min(all);
+                sum.packs += 1;
+            } else {
+                self.replace(domain, number, &reached, sum)?;
+            }
+            told(sum);
+        }
+        Ok(())
+    }
+
+    /// Replaces one pack by what is needed of it.
+    fn replace(
+        &self,
+        domain: u32,
+        number: u32,
+        reached: &HashSet<(Object, Id)>,
+        sum: &mut Collected,
+    ) -> Result<()> {
+        let _nobody = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let dir = self.packs_dir();
+        let path = pack::path(&dir, number);
+        let rows = self.catalog.packs()?;
+        let Some((_, row)) = rows.iter().find(|(pack, _)| *pack == number) else {
+            return Ok(());
+        };
+        let (mut keep, mut dead) = (Vec::new(), Vec::new());
+        {
+            let spared = self.spared.lock().unwrap_or_else(PoisonError::into_inner);
+            let spared = spared.as_ref();
+            self.catalog.objects(domain, |object, id, place| {
+                if place.pack == number {
+                    let needed = reached.contains(&(object, id))
+                        || spared.is_some_and(|spared| spared.contains(&(domain, object, id)));
+                    if needed {
+                        keep.push((object, id, place));
+                    } else {
+                        dead.push((object, id));
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        keep.sort_by_key(|(.., place)| place.at);
+        let mut batch = self.catalog.batch();
+        if !keep.is_empty() {
+            let (file, header) = pack::open(&dir, number)?;
+            if header.domain != domain {
+                return Err(damaged(path.display(), "it is of another domain"));
+            }
+            let mut writer = self.begin_pack(domain, row.class)?;
+            for (object, id, place) in &keep {
+                // Checked as it is read: what is damaged is not carried on under a name that it has not.
+                self.record(domain, *object, *id, *place)?;
+                let written = pack::read(&file, &path, place.at, place.stored)?;
+                let record = Record {
+                    object: *object,
+                    encoding: place.encoding,
+                    length: place.length,
+                    stored: place.stored,
+                    id: *id,
+                };
+                let at = writer.append(&record, written.get(RECORD..).unwrap_or_default())?;
+                let moved = Place {
+                    pack: writer.header.pack,
+                    at,
+                    ..*place
+                };
+                batch.place(domain, *object, *id, &moved);
+            }
+            writer.sync()?;
+            sum.copied += writer.length;
+            let length = u32::try_from(writer.length).map_err(|_| damaged("a new pack", "it is too long"))?;
+            batch.pack(writer.header.pack, &PackRow { length, ..*row });
+            self.counted(&mut batch);
+            sum.freed = sum.freed.saturating_sub(writer.length);
+        }
+        fault::point("gc-copied");
+        for (object, id) in dead {
+            batch.forget_object(domain, object, id);
+        }
+        batch.forget_pack(number);
+        self.catalog.write(batch)?;
+        fault::point("gc-switched");
+        self.dropped(number);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).on("remove", &path),
+            _ => {}
+        }
+        File::open(&dir).and_then(|d| d.sync_all()).on("sync", &dir)?;
+        fault::point("gc-removed");
+        sum.freed += u64::from(row.length);
+        sum.packs += 1;
+        Ok(())
+    }
+}

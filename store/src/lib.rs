@@ -1,0 +1,32 @@
+//! The history of states.
+//!
+//! Objects (chunks of content, nodes of trees, commits) are named by what they are and kept in packs, append-only
+//! files; the catalog, a fjall database, says where each is and which commits a state has. Something is in the store
+//! when its catalog batch is synced, and a pack is synced before the catalog names what is in it. `docs/format.md` has
+//! every byte.
+
+mod catalog;
+pub mod content;
+mod error;
+pub mod fault;
+pub mod format;
+mod gc;
+mod history;
+mod id;
+pub mod pack;
+mod reach;
+mod retention;
+mod store;
+#[cfg(test)]
+mod tests;
+pub mod tree;
+mod verify;
+
+pub use catalog::{Batch, Look};
+pub use error::{Error, Result};
+pub use gc::{Collected, Thorough};
+pub use history::{Known, Recorded, Version};
+pub use id::{Hash, Id};
+pub use retention::{Retention, Rule, Tombstone};
+pub use store::{FORMAT, Session, Store, Usage};
+pub use verify::{Problem, Verified};

@@ -1,0 +1,630 @@
+//! The store as a whole: opening it, objects in and out.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use prost::Message;
+use quick_cache::sync::Cache;
+
+use crate::{
+    catalog::{Batch, Catalog, PackRow, Place, StoreRow},
+    error::{Context, Error, Result, damaged},
+    fault,
+    format::Node,
+    id::{Hash, Id},
+    pack::{self, Class, FULL, Header, LONGEST, Object, RECORD, Record, Writer},
+};
+
+/// The format of stores that this version writes, and the newest that it reads.
+pub const FORMAT: u32 = 1;
+
+/// An object within its dedup domain.
+type Key = (u32, Object, Id);
+
+/// A store that is open.
+pub struct Store {
+    dir: PathBuf,
+    pub(crate) hash: Hash,
+    pub(crate) catalog: Catalog,
+    writing: Mutex<Writing>,
+    /// Objects that are in a pack and not yet in the catalog.
+    pending: RwLock<HashMap<Key, Place>>,
+    files: Cache<u32, Arc<File>>,
+    nodes: Cache<(u32, Id), Arc<Node>>,
+    /// Held by whoever adds objects; taken whole by gc for the moment in which it removes some.
+    pub(crate) gate: RwLock<()>,
+    /// What was found to be there already while gc looked for what nobody needs.
+    pub(crate) spared: Mutex<Option<HashSet<Key>>>,
+    /// One at a time changes what a state's name means.
+    pub(crate) names: Mutex<()>,
+    /// The lock on the whole; the kernel drops it with the process.
+    _lock: File,
+}
+
+struct Writing {
+    row: StoreRow,
+    open: HashMap<(u32, Class), Writer>,
+    /// Full ones that the disk may not have yet.
+    full: Vec<Writer>,
+}
+
+/// What nobody can be told about twice: a lock whose holder panicked is a bug that was told already.
+fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// Opens a store, and makes it where there is none; `hash` is of a new one.
+    ///
+    /// # Errors
+    /// A store that is open elsewhere, of a newer format, damaged; a full or read-only disk.
+    pub fn open(dir: &Path, hash: Hash) -> Result<Store> {
+        let packs = dir.join("packs");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&packs)
+            .on("make", &packs)?;
+        let lock = lock(dir)?;
+        check_format(dir)?;
+        let catalog = Catalog::open(&dir.join("catalog"))?;
+        let row = match catalog.store()? {
+            Some(row) => row,
+            None => {
+                let mut id = [0u8; 16];
+                let random = Path::new("/dev/urandom");
+                File::open(random)
+                    .and_then(|mut f| io::Read::read_exact(&mut f, &mut id))
+                    .on("read", random)?;
+                let row = StoreRow {
+                    id: id.to_vec(),
+                    hash: hash as u32,
+                    next_pack: 1,
+                    next_domain: 1,
+                    next_state: 1,
+                };
+                let mut batch = catalog.batch();
+                batch.store(&row);
+                catalog.write(batch)?;
+                row
+            }
+        };
+        let hash =
+            Hash::of_number(row.hash).ok_or_else(|| damaged("the store's row", "its hash is unknown"))?;
+        let open = recover(&packs, &catalog, &row)?;
+        Ok(Store {
+            dir: dir.to_owned(),
+            hash,
+            catalog,
+            writing: Mutex::new(Writing {
+                row,
+                open,
+                full: Vec::new(),
+            }),
+            pending: RwLock::default(),
+            files: Cache::new(64),
+            nodes: Cache::new(512),
+            gate: RwLock::default(),
+            spared: Mutex::default(),
+            names: Mutex::default(),
+            _lock: lock,
+        })
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its hash.
+    #[must_use]
+    pub fn hash(&self) -> Hash {
+        self.hash
+    }
+
+    pub(crate) fn packs_dir(&self) -> PathBuf {
+        self.dir.join("packs")
+    }
+
+    /// The number of a dedup domain, made where it is missing.
+    ///
+    /// # Errors
+    /// A full or failing disk.
+    pub fn domain(&self, name: &str) -> Result<u32> {
+        if let Some(number) = self.catalog.domain(name)? {
+            return Ok(number);
+        }
+        let mut writing = locked(&self.writing);
+        if let Some(number) = self.catalog.domain(name)? {
+            return Ok(number);
+        }
+        let number = writing.row.next_domain;
+        writing.row.next_domain += 1;
+        let mut batch = self.catalog.batch();
+        batch.store(&writing.row);
+        batch.domain(name, number);
+        self.catalog.write(batch)?;
+        Ok(number)
+    }
+
+    /// The next number of a state; the row that says so is put into the batch.
+    pub(crate) fn next_state(&self, batch: &mut Batch) -> u64 {
+        let mut writing = locked(&self.writing);
+        let number = writing.row.next_state;
+        writing.row.next_state += 1;
+        batch.store(&writing.row);
+        number
+    }
+
+    pub(crate) fn place(&self, domain: u32, object: Object, id: Id) -> Result<Option<Place>> {
+        let key = (domain, object, id);
+        let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = pending.get(&key) {
+            return Ok(Some(*place));
+        }
+        drop(pending);
+        self.catalog.place(domain, object, id)
+    }
+
+    /// The bytes of an object, checked against its name.
+    pub(crate) fn object(&self, domain: u32, object: Object, id: Id) -> Result<Vec<u8>> {
+        let name = || format!("{object:?} {id}");
+        // Twice: gc may have moved it between the look-up and the reading.
+        let mut again = false;
+        loop {
+            let place = self
+                .place(domain, object, id)?
+                .ok_or_else(|| Error::Missing(name()))?;
+            let read = self.record(domain, object, id, place);
+            match read {
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && !again => {
+                    again = true;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    pub(crate) fn record(&self, domain: u32, object: Object, id: Id, place: Place) -> Result<Vec<u8>> {
+        let name = || format!("{object:?} {id} in pack {:08x}", place.pack);
+        if place.stored > LONGEST || place.length > LONGEST {
+            return Err(damaged(
+                name(),
+                "its lengths in the catalog are beyond all bounds",
+            ));
+        }
+        let written = self.written(domain, object.into(), place)?;
+        let (head, bytes) = written
+            .split_first_chunk::<RECORD>()
+            .ok_or_else(|| damaged(name(), "it is too short"))?;
+        let expected = Record {
+            object,
+            encoding: place.encoding,
+            length: place.length,
+            stored: place.stored,
+            id,
+        };
+        if Record::read(head) != Some(expected) {
+            return Err(damaged(
+                name(),
+                "the head of its record is not what the catalog says",
+            ));
+        }
+        let bytes =
+            delta::decode(place.encoding, bytes, place.length as usize).map_err(|e| damaged(name(), e))?;
+        let found = match object {
+            Object::Chunk => self.hash.chunk(&bytes),
+            Object::Commit => self.hash.commit(&bytes),
+            Object::Node => {
+                let node = Node::decode(bytes.as_slice()).map_err(|e| damaged(name(), e))?;
+                self.name_of(&node)
+            }
+        };
+        if found != id {
+            return Err(damaged(name(), format!("its content is that of {found}")));
+        }
+        Ok(bytes)
+    }
+
+    fn written(&self, domain: u32, class: Class, place: Place) -> Result<Vec<u8>> {
+        if let Some(file) = self.files.get(&place.pack) {
+            return pack::read(
+                &file,
+                &pack::path(&self.packs_dir(), place.pack),
+                place.at,
+                place.stored,
+            );
+        }
+        let mut writing = locked(&self.writing);
+        let Writing { open, full, .. } = &mut *writing;
+        let mut writers = open.get_mut(&(domain, class)).into_iter().chain(full);
+        if let Some(writer) = writers.find(|w| w.header.pack == place.pack) {
+            return writer.read(place.at, place.stored);
+        }
+        drop(writing);
+        let (file, _) = pack::open(&self.packs_dir(), place.pack)?;
+        let file = Arc::new(file);
+        self.files.insert(place.pack, Arc::clone(&file));
+        pack::read(
+            &file,
+            &pack::path(&self.packs_dir(), place.pack),
+            place.at,
+            place.stored,
+        )
+    }
+
+    /// The name of a node: the top of its items' hashes, its level and their number.
+    pub(crate) fn name_of(&self, node: &Node) -> Id {
+        let items: Vec<Id> = node.items.iter().map(|item| self.hash.item(item)).collect();
+        self.hash.node(node.level, items.len(), self.hash.top(&items))
+    }
+
+    /// A node, from memory where it was read before.
+    pub(crate) fn node(&self, domain: u32, id: Id) -> Result<Arc<Node>> {
+        if let Some(node) = self.nodes.get(&(domain, id)) {
+            return Ok(node);
+        }
+        let bytes = self.object(domain, Object::Node, id)?;
+        let node = Node::decode(bytes.as_slice()).map_err(|e| damaged(format!("node {id}"), e))?;
+        let node = Arc::new(node);
+        self.nodes.insert((domain, id), Arc::clone(&node));
+        Ok(node)
+    }
+
+    /// Begins to add objects of a domain.
+    #[must_use]
+    pub fn session(&self, domain: u32) -> Session<'_> {
+        Session {
+            store: self,
+            domain,
+            _gate: self.gate.read().unwrap_or_else(PoisonError::into_inner),
+            written: AtomicU64::new(0),
+        }
+    }
+
+    fn append(
+        &self,
+        key: Key,
+        encoded: &[u8],
+        place: impl Fn(u32, u32) -> Place,
+        record: &Record,
+    ) -> Result<u64> {
+        let (domain, object, _) = key;
+        let class = Class::from(object);
+        let mut writing = locked(&self.writing);
+        // Another thread may have had the same content.
+        if self.place(key.0, key.1, key.2)?.is_some() {
+            return Ok(0);
+        }
+        if writing
+            .open
+            .get(&(domain, class))
+            .is_some_and(|w| w.length + (RECORD + encoded.len()) as u64 > FULL && w.length > 1 << 10)
+            && let Some(full) = writing.open.remove(&(domain, class))
+        {
+            writing.full.push(full);
+        }
+        if !writing.open.contains_key(&(domain, class)) {
+            let writer = self.begin(&mut writing, domain, class)?;
+            writing.open.insert((domain, class), writer);
+        }
+        let Some(writer) = writing.open.get_mut(&(domain, class)) else {
+            return Ok(0);
+        };
+        let at = writer.append(record, encoded)?;
+        let place = place(writer.header.pack, at);
+        self.pending
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, place);
+        Ok((RECORD + encoded.len()) as u64)
+    }
+
+    fn begin(&self, writing: &mut Writing, domain: u32, class: Class) -> Result<Writer> {
+        let mut store = [0; 16];
+        store
+            .iter_mut()
+            .zip(&writing.row.id)
+            .for_each(|(to, from)| *to = *from);
+        let header = Header {
+            store,
+            pack: writing.row.next_pack,
+            domain,
+            class,
+        };
+        // The number counts as used from here on; the row is written with the first batch that names the pack.
+        writing.row.next_pack += 1;
+        Writer::create(&self.packs_dir(), header)
+    }
+
+    /// Makes everything that was added so far durable and visible, together with what `more` puts into the batch.
+    pub(crate) fn publish(&self, more: impl FnOnce(&mut Batch) -> Result<()>) -> Result<()> {
+        let mut batch = self.catalog.batch();
+        more(&mut batch)?;
+        let mut writing = locked(&self.writing);
+        let Writing { row, open, full } = &mut *writing;
+        fault::point("packs-before-sync");
+        for writer in open.values_mut().chain(full.iter_mut()) {
+            if writer.synced != writer.length {
+                writer.sync()?;
+                let row = PackRow {
+                    domain: writer.header.domain,
+                    class: writer.header.class,
+                    length: u32::try_from(writer.length).map_err(|_| damaged("a pack", "it is too long"))?,
+                };
+                batch.pack(writer.header.pack, &row);
+            }
+        }
+        fault::point("packs-synced");
+        let pending = {
+            let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+            for ((domain, object, id), place) in pending.iter() {
+                batch.place(*domain, *object, *id, place);
+            }
+            pending.len()
+        };
+        if pending > 0 {
+            batch.store(row);
+        }
+        self.catalog.write(batch)?;
+        fault::point("batch-written");
+        full.clear();
+        // Nothing was added meanwhile: adding takes the same lock.
+        self.pending
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        Ok(())
+    }
+
+    /// Which store this is: its packs say the same.
+    pub(crate) fn id(&self) -> Vec<u8> {
+        locked(&self.writing).row.id.clone()
+    }
+
+    /// A pack of its own, for what gc keeps.
+    pub(crate) fn begin_pack(&self, domain: u32, class: Class) -> Result<Writer> {
+        self.begin(&mut locked(&self.writing), domain, class)
+    }
+
+    /// Puts the row with the numbers that are given out into a batch.
+    pub(crate) fn counted(&self, batch: &mut Batch) {
+        batch.store(&locked(&self.writing).row);
+    }
+
+    /// Forgets what is in memory of packs that gc has removed.
+    pub(crate) fn dropped(&self, pack: u32) {
+        self.files.remove(&pack);
+    }
+
+    /// Packs that are being written: gc leaves them alone.
+    pub(crate) fn open_packs(&self) -> HashSet<u32> {
+        let writing = locked(&self.writing);
+        let writers = writing.open.values().chain(&writing.full);
+        writers.map(|w| w.header.pack).collect()
+    }
+
+    /// Closes the packs of a domain that are being written, so that gc may look at them; the next object begins new
+    /// ones.
+    pub(crate) fn close_packs(&self, domain: u32) -> Result<()> {
+        self.publish(|_| Ok(()))?;
+        locked(&self.writing).open.retain(|(of, _), _| *of != domain);
+        Ok(())
+    }
+
+    /// How many objects and bytes the store has, and in how many packs.
+    ///
+    /// # Errors
+    /// A failing disk.
+    pub fn usage(&self) -> Result<Usage> {
+        let mut usage = Usage::default();
+        for (_, row) in self.catalog.packs()? {
+            usage.packs += 1;
+            usage.bytes += u64::from(row.length);
+        }
+        for (_, domain) in self.catalog.domains()? {
+            self.catalog.objects(domain, |object, _, place| {
+                usage.objects += 1;
+                if object == Object::Chunk {
+                    usage.chunks += 1;
+                    usage.content += u64::from(place.length);
+                    usage.stored += u64::from(place.stored);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(usage)
+    }
+}
+
+/// How much a store holds.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Packs.
+    pub packs: u64,
+    /// Bytes in packs.
+    pub bytes: u64,
+    /// Objects of all kinds.
+    pub objects: u64,
+    /// Chunks of content.
+    pub chunks: u64,
+    /// Bytes of different content.
+    pub content: u64,
+    /// Bytes that it takes.
+    pub stored: u64,
+}
+
+/// Adds objects to one domain. While it lives, gc removes nothing.
+pub struct Session<'s> {
+    pub(crate) store: &'s Store,
+    pub(crate) domain: u32,
+    _gate: RwLockReadGuard<'s, ()>,
+    written: AtomicU64,
+}
+
+impl Session<'_> {
+    /// Bytes that were added to packs.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Adds a chunk, at most [`delta::LONGEST`] bytes, unless it is there.
+    ///
+    /// # Errors
+    /// A full or failing disk.
+    pub fn chunk(&self, bytes: &[u8]) -> Result<Id> {
+        let id = self.store.hash.chunk(bytes);
+        self.put(Object::Chunk, id, bytes)?;
+        Ok(id)
+    }
+
+    pub(crate) fn node(&self, node: &Node) -> Result<Id> {
+        let id = self.store.name_of(node);
+        self.put(Object::Node, id, &node.encode_to_vec())?;
+        Ok(id)
+    }
+
+    pub(crate) fn put(&self, object: Object, id: Id, bytes: &[u8]) -> Result<()> {
+        if self.has(object, id)? {
+            return Ok(());
+        }
+        let mut encoded = Vec::new();
+        let encoding =
+            delta::encode(bytes, &mut encoded).map_err(|e| damaged("an object to be stored", e))?;
+        let long = |what: usize| {
+            u32::try_from(what)
+                .ok()
+                .filter(|n| *n <= LONGEST)
+                .ok_or_else(|| Error::Refused(format!("an object of {what} bytes is too long to be stored")))
+        };
+        let (length, stored) = (long(bytes.len())?, long(encoded.len())?);
+        let record = Record {
+            object,
+            encoding,
+            length,
+            stored,
+            id,
+        };
+        let place = |pack, at| Place {
+            pack,
+            at,
+            stored,
+            length,
+            encoding,
+        };
+        let key = (self.domain, object, id);
+        if let Some(spared) = &mut *locked(&self.store.spared) {
+            spared.insert(key);
+        }
+        let added = self.store.append(key, &encoded, place, &record)?;
+        self.written.fetch_add(added, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether it is there; then gc spares it.
+    pub(crate) fn has(&self, object: Object, id: Id) -> Result<bool> {
+        let there = self.store.place(self.domain, object, id)?.is_some();
+        if there && let Some(spared) = &mut *locked(&self.store.spared) {
+            spared.insert((self.domain, object, id));
+        }
+        Ok(there)
+    }
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+        .on("open", &path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Locked(dir.display().to_string())),
+        Err(std::fs::TryLockError::Error(error)) => Err(error).on("lock", &path),
+    }
+}
+
+/// The file `format` says what the rest is; it is looked at before anything else is.
+fn check_format(dir: &Path) -> Result<()> {
+    let path = dir.join("format");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            if dir.join("catalog").exists() {
+                return Err(damaged(path.display(), "it is missing, and the catalog is there"));
+            }
+            let fresh = dir.join("format.new");
+            let text = format!("diffkeeper store {FORMAT}\n");
+            let write = || {
+                std::fs::write(&fresh, text)?;
+                File::open(&fresh)?.sync_all()?;
+                std::fs::rename(&fresh, &path)?;
+                File::open(dir)?.sync_all()
+            };
+            return write().on("write", &path);
+        }
+        Err(e) => return Err(e).on("read", &path),
+    };
+    let number = text
+        .strip_prefix("diffkeeper store ")
+        .and_then(|n| n.trim_end().parse().ok());
+    match number {
+        Some(FORMAT) => Ok(()),
+        Some(found) => Err(Error::Newer {
+            path: dir.display().to_string(),
+            found,
+            known: FORMAT,
+        }),
+        None => Err(damaged(path.display(), "it does not say a format")),
+    }
+}
+
+/// Puts the packs right after whatever ended the last process: bytes that no batch named were never promised.
+/// Packs that are not full are gone on with.
+fn recover(dir: &Path, catalog: &Catalog, store: &StoreRow) -> Result<HashMap<(u32, Class), Writer>> {
+    let named: HashMap<u32, PackRow> = catalog.packs()?.into_iter().collect();
+    for file in std::fs::read_dir(dir).on("read", dir)? {
+        let path = file.on("read", dir)?.path();
+        let number = path
+            .file_stem()
+            .and_then(|stem| u32::from_str_radix(stem.to_str()?, 16).ok());
+        if let Some(number) = number
+            && path.extension().is_some_and(|e| e == "pack")
+            && !named.contains_key(&number)
+        {
+            std::fs::remove_file(&path).on("remove", &path)?;
+        }
+    }
+    let mut open: HashMap<(u32, Class), Writer> = HashMap::new();
+    for (number, row) in named {
+        let room = u64::from(row.length) < FULL;
+        let longest = open
+            .get(&(row.domain, row.class))
+            .is_none_or(|w| w.header.pack < number);
+        if room
+            && longest
+            && let Some(writer) = Writer::reopen(dir, number, row.length)?
+        {
+            let right = writer.header.store.as_slice() == store.id;
+            if right && writer.header.domain == row.domain && writer.header.class == row.class {
+                open.insert((row.domain, row.class), writer);
+            }
+        }
+    }
+    Ok(open)
+}

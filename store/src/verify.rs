@@ -1,0 +1,269 @@
+//! Looking whether everything is there, and what it was.
+
+use std::collections::HashSet;
+
+use prost::Message;
+
+use crate::{
+    error::{Context, Error, Result},
+    format::{Piece, Shown},
+    id::Id,
+    pack::{self, Object},
+    reach::{child_of, entries_of},
+    store::Store,
+};
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What, as a person reads it.
+    pub what: String,
+    /// The versions and paths that need it: `web@1a2b3c rootfs:/etc/hosts`. Of very many the first ones.
+    pub needed_by: Vec<String>,
+}
+
+/// What a verification found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// Commits whose trees were walked.
+    pub commits: u64,
+    /// Objects that were looked up.
+    pub objects: u64,
+    /// Bytes that were read and compared with their names.
+    pub read: u64,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+}
+
+/// So many places are named for one problem.
+const NAMED: usize = 20;
+
+impl Store {
+    /// Verifies the structure: the chain of every history, every tree, that every chunk has a place in a pack that is
+    /// long enough. With `data`, that share (1 to 100 percent) of all chunks is read as well. Commits may go on
+    /// meanwhile. `told` gets what was done so far.
+    ///
+    /// # Errors
+    /// A disk or catalog that cannot be read at all; what is damaged is a [`Problem`].
+    pub fn verify(&self, data: u8, mut told: impl FnMut(&Verified)) -> Result<Verified> {
+        let mut done = Verified::default();
+        self.verify_packs(&mut done)?;
+        let strangers = self.catalog.strangers()?;
+        if strangers > 0 {
+            done.wrong(
+                format!("{strangers} rows of the catalog are of no known kind"),
+                None,
+            );
+        }
+        let mut bad: HashSet<(u32, Object, Id)> = HashSet::new();
+        for (_, domain) in self.catalog.domains()? {
+            let mut objects = Vec::new();
+            self.catalog.objects(domain, |object, id, place| {
+                objects.push((object, id, place));
+                Ok(())
+            })?;
+            objects.sort_by_key(|(.., place)| (place.pack, place.at));
+            for (object, id, place) in objects {
+                done.objects += 1;
+                // Which chunks a share is of, their names decide: another share next time is no use to whoever asks
+                // for the same again.
+                let chosen = u32::from(id.0[31]) * 100 < u32::from(data) * 256;
+                if object == Object::Chunk && !chosen {
+                    continue;
+                }
+                match self.record(domain, object, id, place) {
+                    Ok(bytes) => done.read += bytes.len() as u64,
+                    // Moved by gc since.
+                    Err(_) if self.place(domain, object, id)? != Some(place) => {}
+                    Err(error) => {
+                        bad.insert((domain, object, id));
+                        done.wrong(error.to_string(), None);
+                    }
+                }
+                told(&done);
+            }
+        }
+        for state in self.states()? {
+            if let Err(error) = self.audit(&state) {
+                done.wrong(error.to_string(), Some(state.name.clone()));
+            }
+        }
+        for (_, domain) in self.catalog.domains()? {
+            let mut seen = HashSet::new();
+            for (id, commit) in self.live_commits(domain)? {
+                done.commits += 1;
+                let version = format!("{}@{}", commit.state, id.short());
+                match commit.tree_id() {
+                    Ok(top) => {
+                        self.verify_node(domain, top, &version, None, &mut seen, &bad, &mut done)?;
+                    }
+                    Err(error) => done.wrong(error.to_string(), Some(version)),
+                }
+                told(&done);
+            }
+        }
+        Ok(done)
+    }
+
+    /// Goes down a tree or list; `within` is the file whose list it is. False where something below is wrong: such nodes
+    /// are gone into for every version, so that each that needs them is named.
+    #[allow(clippy::too_many_arguments)]
+    fn verify_node(
+        &self,
+        domain: u32,
+        id: Id,
+        version: &str,
+        within: Option<&str>,
+        seen: &mut HashSet<Id>,
+        bad: &HashSet<(u32, Object, Id)>,
+        done: &mut Verified,
+    ) -> Result<bool> {
+        if seen.contains(&id) {
+            return Ok(true);
+        }
+        let place = || match within {
+            Some(path) => format!("{version} {path}"),
+            None => version.to_owned(),
+        };
+        let node = match self.node(domain, id) {
+            Ok(node) => node,
+            Err(Error::Catalog { context, source }) => return Err(Error::Catalog { context, source }),
+            Err(error) => {
+                done.wrong(error.to_string(), Some(place()));
+                return Ok(false);
+            }
+        };
+        let mut right = true;
+        if node.level > 0 {
+            for item in &node.items {
+                right &= match child_of(item) {
+                    Ok(child) => self.verify_node(domain, child, version, within, seen, bad, done)?,
+                    Err(error) => {
+                        done.wrong(error.to_string(), Some(place()));
+                        false
+                    }
+                };
+            }
+        } else if let Some(path) = within {
+            for item in &node.items {
+                let chunk = Piece::decode(item.as_slice())
+                    .ok()
+                    .map(|piece| (Id::from_slice(&piece.chunk), piece.chunk.is_empty()));
+                right &= match chunk {
+                    Some((Some(chunk), _)) => self.verify_chunk(domain, chunk, version, path, bad, done)?,
+                    Some((None, true)) => true,
+                    _ => {
+                        done.wrong(format!("a piece of list {id}"), Some(place()));
+                        false
+                    }
+                };
+            }
+        } else {
+            let mut before: Option<Vec<u8>> = None;
+            for entry in entries_of(&node) {
+                let entry = match entry {
+                    Ok(entry) => entry,
+                    Err(error) => {
+                        done.wrong(error.to_string(), Some(place()));
+                        right = false;
+                        continue;
+                    }
+                };
+                if before.as_ref().is_some_and(|before| *before >= entry.key) {
+                    done.wrong(
+                        format!("the entries of node {id} are not in order"),
+                        Some(place()),
+                    );
+                    right = false;
+                }
+                let path = Shown(&entry.key).to_string();
+                right &= match entry.content_id() {
+                    Some(chunk) if entry.height == 0 => {
+                        self.verify_chunk(domain, chunk, version, &path, bad, done)?
+                    }
+                    Some(list) => self.verify_node(domain, list, version, Some(&path), seen, bad, done)?,
+                    None => true,
+                };
+                before = Some(entry.key);
+            }
+        }
+        if right {
+            seen.insert(id);
+        }
+        Ok(right)
+    }
+
+    fn verify_chunk(
+        &self,
+        domain: u32,
+        id: Id,
+        version: &str,
+        path: &str,
+        bad: &HashSet<(u32, Object, Id)>,
+        done: &mut Verified,
+    ) -> Result<bool> {
+        let problem = if bad.contains(&(domain, Object::Chunk, id)) {
+            format!("chunk {id} is damaged")
+        } else if self.place(domain, Object::Chunk, id)?.is_none() {
+            format!("chunk {id} is missing")
+        } else {
+            return Ok(true);
+        };
+        done.wrong(problem, Some(format!("{version} {path}")));
+        Ok(false)
+    }
+
+    /// Every pack is there, is itself, and as long as the catalog says.
+    fn verify_packs(&self, done: &mut Verified) -> Result<()> {
+        let dir = self.packs_dir();
+        let open = self.open_packs();
+        for (number, row) in self.catalog.packs()? {
+            let (file, header) = match pack::open(&dir, number) {
+                Ok(opened) => opened,
+                Err(error) => {
+                    done.wrong(error.to_string(), None);
+                    continue;
+                }
+            };
+            let path = pack::path(&dir, number);
+            let length = file.metadata().on("look at", &path)?.len();
+            if header.domain != row.domain
+                || header.class != row.class
+                || header.store.as_slice() != self.id()
+            {
+                done.wrong(format!("{} is another pack, by its head", path.display()), None);
+            }
+            if length < u64::from(row.length) || length > u64::from(row.length) && !open.contains(&number) {
+                done.wrong(
+                    format!(
+                        "{} has {length} bytes where {} are recorded",
+                        path.display(),
+                        row.length
+                    ),
+                    None,
+                );
+            }
+            // Each record where the last ended: bytes between them would be nobody's.
+            let walked = pack::walk(&file, &path, u64::from(row.length).min(length), |_, _| Ok(()));
+            if let Err(error) = walked {
+                done.wrong(error.to_string(), None);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Verified {
+    fn wrong(&mut self, what: String, needed_by: Option<String>) {
+        if let Some(known) = self.problems.iter_mut().find(|known| known.what == what) {
+            if known.needed_by.len() < NAMED {
+                known.needed_by.extend(needed_by);
+            }
+            return;
+        }
+        self.problems.push(Problem {
+            what,
+            needed_by: needed_by.into_iter().collect(),
+        });
+    }
+}
