@@ -1,0 +1,518 @@
+//! BlueShift: live tree to commit.
+//!
+//! The scan is the truth: what differs from the looks that the last commit recorded is read, the rest is taken as it
+//! was. While a container runs, most is read before it is stopped; then, with the container frozen, the tree is looked
+//! at once more, and what has changed since is read again: a commit is what a power cut would have left.
+//!
+//! Stores to mapped memory move a file's times only when its page was clean before: so files are flushed before they
+//! are read, and one that was read while it could not be flushed is looked at again next time, whatever its times say.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    ops::ControlFlow,
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use nix::sys::stat::{FileStat, fstat};
+use rayon::prelude::*;
+use store::{
+    Id, Known, Look, Recorded, Session, Store,
+    format::{Commit, Consistency, Entry, Kind, Reason, Shown, place},
+};
+
+use crate::{
+    error::{Context, Error, Result},
+    tree::{self, Seen},
+};
+
+/// A change this close to when it is looked at may be followed by another that moves no time: the kernel's clock for
+/// files ticks in milliseconds.
+const YOUNG: Duration = Duration::from_millis(20);
+
+/// One tree to record.
+#[derive(Debug, Clone)]
+pub struct Top {
+    /// The name that its keys begin with.
+    pub name: Vec<u8>,
+    /// Where it is.
+    pub path: PathBuf,
+    /// It is an overlay's upper: character device 0/0 is a whiteout there.
+    pub overlay: bool,
+}
+
+/// Stops the writers of a tree for a moment.
+pub trait Freezer: Sync {
+    /// Stops them. Whoever does it lets them go on after `limit` by itself.
+    ///
+    /// # Errors
+    /// When they cannot be stopped: the commit is made all the same, and says so.
+    fn freeze(&self, limit: Duration) -> io::Result<()>;
+
+    /// Lets them go on; says whether they stood still all the time.
+    fn thaw(&self) -> bool;
+}
+
+/// What is to be recorded, and how.
+pub struct Capture<'a> {
+    /// The state.
+    pub state: &'a Known,
+    /// Its trees.
+    pub tops: &'a [Top],
+    /// Paths in the container that are not recorded.
+    pub exclude: &'a [PathBuf],
+    /// Stops the container; none where nothing writes.
+    pub freezer: Option<&'a dyn Freezer>,
+    /// How long it may stand still.
+    pub max_pause: Duration,
+    /// Why.
+    pub reason: Reason,
+    /// What a person says of it: then a commit is made even where nothing has changed.
+    pub message: Option<&'a str>,
+    /// The image's digest.
+    pub image: &'a str,
+    /// The node's name.
+    pub node: &'a str,
+    /// The boot.
+    pub boot: &'a str,
+}
+
+/// An entry that was read.
+struct Read {
+    entry: Entry,
+    /// How it looked when that began; none where it must be looked at again next time.
+    look: Option<Look>,
+    /// Bytes of content.
+    bytes: u64,
+}
+
+/// All that a walk found.
+struct Scan {
+    seen: Vec<Seen>,
+    at: SystemTime,
+}
+
+impl Scan {
+    /// Whether an entry had not changed for so long that no later change can look the same.
+    fn old(&self, look: &Look) -> bool {
+        let now = nanos(self.at);
+        let young = i64::try_from(YOUNG.as_nanos()).unwrap_or(0);
+        look.ctime < now.saturating_sub(young)
+    }
+}
+
+fn nanos(at: SystemTime) -> i64 {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+impl Capture<'_> {
+    /// Makes a commit; none where nothing has changed and nobody asked for one.
+    ///
+    /// # Errors
+    /// A tree that cannot be read, a full or failing disk.
+    pub fn run(&self, store: &Store) -> Result<Option<Recorded>> {
+        let old = match &self.state.head {
+            Some((id, _)) => Some(store.commit(*id)?.commit.tree_id()?),
+            None => None,
+        };
+        let looks = self.looks(store)?;
+        let session = store.session(self.state.domain);
+        let recorder = Recorder {
+            capture: self,
+            store,
+            session: &session,
+            old,
+        };
+        let first = self.scan()?;
+        let suspects = first.seen.iter().filter(|seen| {
+            let look = tree::look(&seen.stat);
+            looks.get(&seen.key) != Some(&look)
+        });
+        let suspects: Vec<&Seen> = suspects.collect();
+        let mut links = Links::of(&first.seen);
+        let mut read = recorder.read(&suspects, &links, &first, self.freezer.is_some())?;
+        let (last, consistency, pause) = match self.freezer {
+            None => (first, Consistency::Quiet, Duration::ZERO),
+            Some(freezer) => {
+                // Most of a first commit is behind us: what is lost if this takes long is the rest.
+                let frozen = freezer.freeze(self.max_pause);
+                let began = Instant::now();
+                let again = self.again(&recorder, &first, &mut links, &mut read);
+                let pause = began.elapsed();
+                let stood = freezer.thaw();
+                let consistency = match frozen {
+                    Ok(()) if stood => Consistency::Crash,
+                    _ => Consistency::Fuzzy,
+                };
+                (
+                    again?,
+                    consistency,
+                    if consistency == Consistency::Crash {
+                        pause
+                    } else {
+                        Duration::ZERO
+                    },
+                )
+            }
+        };
+        let changes = self.changes(store, old, &last, &looks, &read)?;
+        let bytes = read.values().map(|read| read.bytes).sum();
+        let renew = |batch: &mut store::Batch| {
+            for read in read.values() {
+                batch.look(self.state.number, &read.entry.key, &read.look.unwrap_or_default());
+            }
+            let there: HashSet<&[u8]> = last.seen.iter().map(|seen| seen.key.as_slice()).collect();
+            for key in looks.keys().filter(|key| !there.contains(key.as_slice())) {
+                batch.forget_look(self.state.number, key);
+            }
+        };
+        if changes.is_empty() && self.message.is_none() && old.is_some() {
+            drop(session);
+            if read.values().any(|read| {
+                read.look
+                    .is_some_and(|look| looks.get(&read.entry.key) != Some(&look))
+            }) {
+                store.record_looks(renew)?;
+            }
+            return Ok(None);
+        }
+        let changed = changes.len() as u64;
+        let top = session.tree(old, changes)?;
+        let commit = Commit {
+            tree: top.id.0.to_vec(),
+            entries: top.entries,
+            changed,
+            read: bytes,
+            time: nanos(last.at),
+            monotonic: monotonic(),
+            node: self.node.into(),
+            boot: self.boot.into(),
+            image: self.image.into(),
+            consistency: consistency as i32,
+            reason: self.reason as i32,
+            message: self.message.unwrap_or_default().into(),
+            pause: u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX),
+            ..Commit::default()
+        };
+        Ok(Some(session.commit(self.state, commit, renew)?))
+    }
+
+    fn looks(&self, store: &Store) -> Result<HashMap<Vec<u8>, Look>> {
+        let mut looks = HashMap::new();
+        store.looks(self.state, |key, look| {
+            looks.insert(key.to_vec(), look);
+            Ok(())
+        })?;
+        Ok(looks)
+    }
+
+    fn scan(&self) -> Result<Scan> {
+        let at = SystemTime::now();
+        let mut seen = Vec::new();
+        let mut tops: Vec<&Top> = self.tops.iter().collect();
+        tops.sort_by(|a, b| a.name.cmp(&b.name));
+        for top in tops {
+            let excluded = self.excluded(top);
+            let wanted = |key: &[u8]| !excluded.iter().any(|excluded| excluded == key);
+            let socket = |stat: &FileStat| stat.st_mode & libc::S_IFMT == libc::S_IFSOCK;
+            tree::walk(&top.path, &top.name, wanted, |found| {
+                if !socket(&found.stat) {
+                    seen.push(found);
+                }
+                Ok(())
+            })
+            .on("walk", &top.path)?;
+        }
+        Ok(Scan { seen, at })
+    }
+
+    /// The keys of what is excluded of a tree.
+    fn excluded(&self, top: &Top) -> Vec<Vec<u8>> {
+        use std::os::unix::ffi::OsStrExt;
+        let root = live::Root::of_dir_name(&String::from_utf8_lossy(&top.name));
+        let at = root
+            .as_ref()
+            .map_or(std::path::Path::new("/"), live::Root::destination);
+        let below = self.exclude.iter().filter_map(|path| path.strip_prefix(at).ok());
+        below
+            .filter(|path| !path.as_os_str().is_empty())
+            .map(|path| store::format::key(&top.name, path.as_os_str().as_bytes()))
+            .collect()
+    }
+
+    /// The second look, at a tree that stands still: what has changed since the first is read again.
+    fn again(
+        &self,
+        recorder: &Recorder<'_, '_>,
+        first: &Scan,
+        links: &mut Links,
+        read: &mut HashMap<Vec<u8>, Read>,
+    ) -> Result<Scan> {
+        let last = self.scan()?;
+        *links = Links::of(&last.seen);
+        let before: HashMap<&[u8], Look> = first
+            .seen
+            .iter()
+            .map(|seen| (seen.key.as_slice(), tree::look(&seen.stat)))
+            .collect();
+        let changed = last.seen.iter().filter(|seen| {
+            let look = tree::look(&seen.stat);
+            // What was read is told by how it looked when it was read; that may have been after the walk.
+            let known = match read.get(&seen.key) {
+                Some(read) => read.look,
+                None => before
+                    .get(seen.key.as_slice())
+                    .copied()
+                    .filter(|look| first.old(look)),
+            };
+            known != Some(look)
+        });
+        let changed: Vec<&Seen> = changed.collect();
+        let mut fresh = recorder.read(&changed, links, &last, false)?;
+        for again in fresh.values_mut() {
+            // Not flushed: a later store to a page that is dirty now would move no time.
+            if again.entry.what() == Kind::File {
+                again.look = None;
+            }
+        }
+        read.extend(fresh);
+        Ok(last)
+    }
+
+    /// What differs from the old tree.
+    fn changes(
+        &self,
+        store: &Store,
+        old: Option<Id>,
+        last: &Scan,
+        looks: &HashMap<Vec<u8>, Look>,
+        read: &HashMap<Vec<u8>, Read>,
+    ) -> Result<Vec<(Vec<u8>, Option<Entry>)>> {
+        let mut changes = Vec::new();
+        let there: HashSet<&[u8]> = last.seen.iter().map(|seen| seen.key.as_slice()).collect();
+        for (key, read) in read {
+            let before = match old {
+                Some(old) => store.entry(self.state.domain, old, key)?,
+                None => None,
+            };
+            if there.contains(key.as_slice()) && before.as_ref() != Some(&read.entry) {
+                changes.push((key.clone(), Some(read.entry.clone())));
+            }
+        }
+        // What was there and is gone. Without looks (another live tree) all of the old tree is asked.
+        let mut gone = |key: &[u8]| {
+            if !there.contains(key) {
+                changes.push((key.to_vec(), None));
+            }
+        };
+        match old {
+            Some(old) if looks.is_empty() => store.entries(self.state.domain, old, b"", |entry| {
+                gone(&entry.key);
+                Ok(ControlFlow::Continue(()))
+            })?,
+            Some(_) => looks.keys().for_each(|key| gone(key)),
+            None => {}
+        }
+        Ok(changes)
+    }
+}
+
+/// Which names are of one file.
+struct Links(HashMap<(u64, u64), Vec<u8>>);
+
+impl Links {
+    /// The first key of each file that has several.
+    fn of(seen: &[Seen]) -> Links {
+        let mut first: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
+        for seen in seen {
+            let directory = seen.stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+            if seen.stat.st_nlink > 1 && !directory {
+                let id = (seen.stat.st_dev, seen.stat.st_ino);
+                first.entry(id).or_insert_with(|| seen.key.clone());
+            }
+        }
+        Links(first)
+    }
+
+    fn first(&self, seen: &Seen) -> Option<&Vec<u8>> {
+        self.0
+            .get(&(seen.stat.st_dev, seen.stat.st_ino))
+            .filter(|first| **first != seen.key)
+    }
+}
+
+struct Recorder<'a, 's> {
+    capture: &'a Capture<'a>,
+    store: &'s Store,
+    session: &'a Session<'s>,
+    old: Option<Id>,
+}
+
+impl Recorder<'_, '_> {
+    /// Reads entries, several at a time. What has vanished or turned into something else is left out: whoever made it
+    /// so has moved a time, and the next look sees it.
+    fn read(
+        &self,
+        seen: &[&Seen],
+        links: &Links,
+        scan: &Scan,
+        flush: bool,
+    ) -> Result<HashMap<Vec<u8>, Read>> {
+        let tops: Result<HashMap<&[u8], (OwnedFd, bool)>> = self
+            .capture
+            .tops
+            .iter()
+            .map(|top| {
+                let open = tree::top(&top.path).on("open", &top.path)?;
+                Ok((top.name.as_slice(), (open, top.overlay)))
+            })
+            .collect();
+        let tops = tops?;
+        let found: Result<Vec<Option<Read>>> = seen
+            .par_iter()
+            .map(|seen| {
+                let (name, path) = place(&seen.key);
+                let Some((top, overlay)) = tops.get(name) else {
+                    return Ok(None);
+                };
+                match self.one(top, &path, *overlay, seen, links, scan, flush) {
+                    Err(Error::Io { source, .. })
+                        if matches!(
+                            source.raw_os_error(),
+                            Some(libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ELOOP | libc::ENXIO)
+                        ) =>
+                    {
+                        Ok(None)
+                    }
+                    done => done,
+                }
+            })
+            .collect();
+        let read = found?.into_iter().flatten();
+        Ok(read.map(|read| (read.entry.key.clone(), read)).collect())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn one(
+        &self,
+        top: &OwnedFd,
+        path: &[u8],
+        overlay: bool,
+        seen: &Seen,
+        links: &Links,
+        scan: &Scan,
+        flush: bool,
+    ) -> Result<Option<Read>> {
+        let shown = PathBuf::from(Shown(&seen.key).to_string());
+        let open = tree::find(top, path).on("open", &shown)?;
+        let mut stat = fstat(&open).on("look at", &shown)?;
+        let Some(kind) = kind(&stat, overlay) else {
+            return Ok(None);
+        };
+        let mut entry = Entry {
+            key: seen.key.clone(),
+            kind: kind as i32,
+            ..Entry::default()
+        };
+        let mut bytes = 0;
+        let mut look = Some(tree::look(&stat));
+        if let Some(first) = links.first(seen) {
+            entry.link.clone_from(first);
+        } else {
+            if kind == Kind::File {
+                let file = tree::reopen(&open).on("open", &shown)?;
+                if flush {
+                    write_back(&file);
+                    stat = fstat(&file).on("look at", &shown)?;
+                    look = Some(tree::look(&stat));
+                }
+                let size = stat.st_size.cast_unsigned();
+                let before = match self.old {
+                    Some(old) if size > 0 => self.store.entry(self.capture.state.domain, old, &seen.key)?,
+                    _ => None,
+                };
+                let content =
+                    self.session
+                        .content(&file, size, before.as_ref(), &shown.display().to_string())?;
+                bytes = content.size;
+                content.set(&mut entry);
+            }
+            self.attributes(&open, &stat, kind, &mut entry)
+                .on("look at", &shown)?;
+        }
+        Ok(Some(Read {
+            look: look.filter(|look| scan.old(look)),
+            entry,
+            bytes,
+        }))
+    }
+
+    fn attributes(&self, open: &OwnedFd, stat: &FileStat, kind: Kind, entry: &mut Entry) -> io::Result<()> {
+        if kind == Kind::Whiteout {
+            // Its owner and times mean nothing.
+            return Ok(());
+        }
+        entry.mode = stat.st_mode & 0o7777;
+        entry.uid = stat.st_uid;
+        entry.gid = stat.st_gid;
+        entry.mtime = stat.st_mtime;
+        entry.mtime_nanos = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
+        match kind {
+            Kind::Symlink => {
+                use std::os::unix::ffi::OsStringExt;
+                entry.inline = nix::fcntl::readlinkat(open, "")?.into_vec();
+            }
+            Kind::Character | Kind::Block => entry.device = stat.st_rdev,
+            _ => {}
+        }
+        let (xattrs, opaque) = tree::xattrs(open)?;
+        entry.xattrs = xattrs;
+        entry.opaque = opaque && kind == Kind::Directory;
+        Ok(())
+    }
+}
+
+/// What an entry is; none for what is not recorded.
+fn kind(stat: &FileStat, overlay: bool) -> Option<Kind> {
+    Some(match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG => Kind::File,
+        libc::S_IFDIR => Kind::Directory,
+        libc::S_IFLNK => Kind::Symlink,
+        libc::S_IFIFO => Kind::Fifo,
+        libc::S_IFCHR if overlay && stat.st_rdev == 0 => Kind::Whiteout,
+        libc::S_IFCHR => Kind::Character,
+        libc::S_IFBLK => Kind::Block,
+        _ => return None,
+    })
+}
+
+/// Has the kernel write a file's dirty pages out, and with that notice the next store to each: fdatasync would do, and
+/// would wait for the disk's own cache too.
+fn write_back(file: &File) {
+    // Where it fails the disk does, and reading will say so.
+    let _ = sys::write_back(file.as_raw_fd());
+}
+
+mod sys {
+    #![allow(unsafe_code)]
+
+    /// sync_file_range(2) over the whole file, waiting before and after.
+    pub fn write_back(fd: i32) -> nix::Result<()> {
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        // SAFETY: no pointers are passed.
+        nix::errno::Errno::result(unsafe { libc::sync_file_range(fd, 0, 0, flags) }).map(drop)
+    }
+}
+
+/// Nanoseconds since the boot.
+pub(crate) fn monotonic() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    now.map(|t| t.tv_sec().cast_unsigned().saturating_mul(1_000_000_000) + t.tv_nsec().cast_unsigned())
+        .unwrap_or(0)
+}

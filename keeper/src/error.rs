@@ -1,0 +1,46 @@
+//! What can go wrong in the keeper.
+
+use std::{io, path::Path};
+
+/// What can go wrong in the keeper.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk.
+    #[error("cannot {context}: {source}")]
+    Io {
+        /// What was tried, and on what.
+        context: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The live trees.
+    #[error(transparent)]
+    Live(#[from] live::Error),
+    /// Something that is not to be done so.
+    #[error("{0}")]
+    Refused(String),
+    /// No such state, version or path.
+    #[error("{0}")]
+    NotFound(String),
+}
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Says what was tried.
+pub(crate) trait Context<T> {
+    /// Wraps an error with a verb and a path.
+    fn on(self, verb: &str, path: &Path) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
+    fn on(self, verb: &str, path: &Path) -> Result<T> {
+        self.map_err(|source| Error::Io {
+            context: format!("{verb} {}", path.display()),
+            source: source.into(),
+        })
+    }
+}

@@ -1,0 +1,370 @@
+//! RedShift: commit to tree.
+//!
+//! A tree is made in a directory of its own, every chunk checked against its name as it is read, and is on the disk
+//! before anybody is told that it is there. Nothing in it can lead out of it: names are made one by one below
+//! directories that this process has just made.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
+    fs::File,
+    io,
+    ops::ControlFlow,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::FileExt},
+    },
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use nix::{
+    fcntl::{AtFlags, OFlag, openat},
+    sys::{
+        stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, mkdirat, mknodat, utimensat},
+        time::TimeSpec,
+    },
+    unistd::{Gid, LinkatFlags, Uid, fchownat, linkat, symlinkat},
+};
+use rayon::prelude::*;
+use store::{
+    Id, Look, Store,
+    content::Stretch,
+    format::{Entry, Kind, Shown, place},
+};
+
+use crate::{
+    error::{Context, Error, Result},
+    tree::{self, DIR},
+};
+
+/// How far a materialisation is.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Entries that were made.
+    pub entries: AtomicU64,
+    /// Bytes that were written.
+    pub bytes: AtomicU64,
+}
+
+/// What of a tree is made, and where.
+pub struct Plan<'a> {
+    /// The dedup domain.
+    pub domain: u32,
+    /// The tree.
+    pub tree: Id,
+    /// Only what has this key or is below it.
+    pub below: Option<&'a [u8]>,
+    /// Where the roots' directories are: what a root's top becomes. Files outside those roots are left out.
+    pub tops: HashMap<Vec<u8>, PathBuf>,
+    /// Whiteouts and opaque directories are made as overlayfs has them; else they are left out.
+    pub overlay: bool,
+    /// The disk has all of it before this returns.
+    pub sync: bool,
+}
+
+impl Plan<'_> {
+    /// Makes the tree in directories that are empty, or not there.
+    ///
+    /// # Errors
+    /// Missing or damaged content (then what was made is not to be used), a full or failing disk.
+    pub fn run(&self, store: &Store, progress: &Progress) -> Result<()> {
+        let entries = self.entries(store)?;
+        let mut tops = HashMap::new();
+        for (name, path) in &self.tops {
+            std::fs::create_dir_all(path).on("make", path)?;
+            tops.insert(name.as_slice(), tree::top(path).on("open", path)?);
+        }
+        let with_whiteouts: HashSet<&[u8]> = entries
+            .iter()
+            .filter(|entry| entry.what() == Kind::Whiteout)
+            .filter_map(|entry| parent(&entry.key))
+            .collect();
+        let make = Make {
+            plan: self,
+            store,
+            tops: &tops,
+            progress,
+            whole: self.below.is_none(),
+        };
+        // Directories first, from the top; then what is in them, many at a time; then further names; then what making
+        // all that has changed about directories, from the bottom.
+        let directories = || {
+            entries
+                .iter()
+                .filter(|entry| entry.what() == Kind::Directory && entry.link.is_empty())
+        };
+        for entry in directories() {
+            make.directory(entry).on("make", &shown(entry))?;
+        }
+        entries
+            .par_iter()
+            .filter(|entry| entry.what() != Kind::Directory && entry.link.is_empty())
+            .try_for_each(|entry| make.other(entry))?;
+        for entry in entries.iter().filter(|entry| !entry.link.is_empty()) {
+            make.link(entry).on("link", &shown(entry))?;
+        }
+        let from_the_bottom: Vec<&Entry> = directories().collect();
+        for entry in from_the_bottom.into_iter().rev() {
+            make.finish(entry, with_whiteouts.contains(entry.key.as_slice()))
+                .on("set the attributes of", &shown(entry))?;
+        }
+        if self.sync {
+            for (name, top) in &tops {
+                nix::unistd::syncfs(top).on("write to disk", Path::new(OsStr::from_bytes(name)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entries(&self, store: &Store) -> Result<Vec<Entry>> {
+        let mut found = Vec::new();
+        let from = self.below.unwrap_or_default();
+        store.entries(self.domain, self.tree, from, |entry| {
+            if let Some(below) = self.below
+                && !is_below(&entry.key, below)
+            {
+                return Ok(ControlFlow::Break(()));
+            }
+            let (root, _) = entry.place();
+            if self.tops.contains_key(root) && (self.overlay || entry.what() != Kind::Whiteout) {
+                found.push(entry);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if let Some(below) = self.below {
+            if found.is_empty() {
+                return Err(Error::NotFound(format!(
+                    "there is no {} in that version",
+                    Shown(below)
+                )));
+            }
+            // A file whose first name lies elsewhere takes its content from there.
+            for entry in &mut found {
+                if !entry.link.is_empty() && !is_below(&entry.link, below) {
+                    let first = store.entry(self.domain, self.tree, &entry.link)?;
+                    let missing = || Error::NotFound(format!("{} is missing", Shown(&entry.link)));
+                    let first = first.ok_or_else(missing)?;
+                    *entry = Entry {
+                        key: entry.key.clone(),
+                        ..first
+                    };
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn is_below(key: &[u8], top: &[u8]) -> bool {
+    key.strip_prefix(top)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(&[0]))
+}
+
+fn parent(key: &[u8]) -> Option<&[u8]> {
+    let at = key.iter().rposition(|b| *b == 0)?;
+    key.get(..at)
+}
+
+fn shown(entry: &Entry) -> PathBuf {
+    PathBuf::from(Shown(&entry.key).to_string())
+}
+
+struct Make<'a> {
+    plan: &'a Plan<'a>,
+    store: &'a Store,
+    tops: &'a HashMap<&'a [u8], OwnedFd>,
+    progress: &'a Progress,
+    whole: bool,
+}
+
+impl Make<'_> {
+    /// The directory that an entry is in, and its name there; the tops themselves have none.
+    fn parent<'e>(&self, entry: &'e Entry) -> io::Result<Option<(OwnedFd, &'e OsStr)>> {
+        self.at(&entry.key)
+    }
+
+    fn at<'k>(&self, key: &'k [u8]) -> io::Result<Option<(OwnedFd, &'k OsStr)>> {
+        let (root, _) = place(key);
+        let top = self.tops.get(root).ok_or(io::ErrorKind::NotFound)?;
+        // Where only a part is made, that part is the top.
+        let skipped = self.plan.below.and_then(parent).map_or(root.len(), <[u8]>::len);
+        let Some(rest) = key.get(skipped..).filter(|rest| !rest.is_empty()) else {
+            return Ok(None);
+        };
+        let mut names = rest.split(|b| *b == 0).filter(|name| !name.is_empty());
+        let Some(last) = names.next_back() else {
+            return Ok(None);
+        };
+        if last == b"." || last == b".." || last.contains(&b'/') {
+            return Err(io::Error::other("a name that no file system has"));
+        }
+        let mut dir = top.try_clone()?;
+        for name in names {
+            dir = openat(&dir, OsStr::from_bytes(name), DIR, Mode::empty())?;
+        }
+        Ok(Some((dir, OsStr::from_bytes(last))))
+    }
+
+    fn count(&self) {
+        self.progress.entries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn directory(&self, entry: &Entry) -> io::Result<()> {
+        if let Some((dir, name)) = self.parent(entry)? {
+            mkdirat(&dir, name, Mode::S_IRWXU)?;
+        }
+        self.count();
+        Ok(())
+    }
+
+    /// Everything but directories and further names.
+    fn other(&self, entry: &Entry) -> Result<()> {
+        let place = shown(entry);
+        let Some((dir, name)) = self.parent(entry).on("find the directory of", &place)? else {
+            return Err(Error::Refused(format!(
+                "the top of {} is not a directory",
+                place.display()
+            )));
+        };
+        match entry.what() {
+            Kind::File => self.file(&dir, name, entry, &place)?,
+            _ => self.special(&dir, name, entry).on("make", &place)?,
+        }
+        self.count();
+        Ok(())
+    }
+
+    fn file(&self, dir: &OwnedFd, name: &OsStr, entry: &Entry, place: &Path) -> Result<()> {
+        let make = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = File::from(openat(dir, name, make, Mode::S_IRUSR | Mode::S_IWUSR).on("make", place)?);
+        let mut sparse = false;
+        let failed = std::cell::RefCell::new(None);
+        let read = self.store.read(self.plan.domain, entry, |at, stretch| {
+            match stretch {
+                Stretch::Hole(_) => sparse = true,
+                Stretch::Bytes(bytes) => {
+                    if let Err(error) = file.write_all_at(bytes, at) {
+                        *failed.borrow_mut() = Some(error);
+                        return Err(store::Error::Refused("the disk failed".into()));
+                    }
+                    self.progress
+                        .bytes
+                        .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                }
+            }
+            Ok(())
+        });
+        if let Some(error) = failed.into_inner() {
+            return Err(error).on("write", place);
+        }
+        read?;
+        if sparse {
+            file.set_len(entry.size).on("lengthen", place)?;
+        }
+        self.attributes(&file.into(), entry)
+            .on("set the attributes of", place)
+    }
+
+    fn special(&self, dir: &OwnedFd, name: &OsStr, entry: &Entry) -> io::Result<()> {
+        let user = Mode::S_IRUSR | Mode::S_IWUSR;
+        match entry.what() {
+            Kind::Symlink => symlinkat(OsStr::from_bytes(&entry.inline), dir, name)?,
+            Kind::Fifo => mknodat(dir, name, SFlag::S_IFIFO, user, 0)?,
+            Kind::Character => mknodat(dir, name, SFlag::S_IFCHR, user, entry.device)?,
+            Kind::Block => mknodat(dir, name, SFlag::S_IFBLK, user, entry.device)?,
+            Kind::Whiteout => {
+                mknodat(dir, name, SFlag::S_IFCHR, Mode::empty(), 0)?;
+                return Ok(());
+            }
+            Kind::File | Kind::Directory => {}
+        }
+        let look = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        self.attributes(&openat(dir, name, look, Mode::empty())?, entry)
+    }
+
+    fn link(&self, entry: &Entry) -> io::Result<()> {
+        let (Some((from, old)), Some((to, new))) = (self.at(&entry.link)?, self.parent(entry)?) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        linkat(&from, old, &to, new, LinkatFlags::empty())?;
+        self.count();
+        Ok(())
+    }
+
+    fn finish(&self, entry: &Entry, whiteouts: bool) -> io::Result<()> {
+        let open = match self.parent(entry)? {
+            Some((dir, name)) => openat(&dir, name, DIR, Mode::empty())?,
+            None if self.whole => {
+                let top = self.tops.get(entry.place().0).ok_or(io::ErrorKind::NotFound)?;
+                top.try_clone()?
+            }
+            None => return Ok(()),
+        };
+        if self.plan.overlay {
+            let path = tree::by_descriptor(&open);
+            let set = |name: &str, value: &[u8]| {
+                rustix::fs::setxattr(&path, name, value, rustix::fs::XattrFlags::empty())
+            };
+            if entry.opaque {
+                set("trusted.overlay.opaque", b"y")?;
+            } else if whiteouts {
+                // Without it overlayfs shows the whiteouts where the image lacks the directory.
+                set("trusted.overlay.origin", b"")?;
+            }
+        }
+        self.attributes(&open, entry)
+    }
+
+    /// The owner first: changing it takes set-id bits and capabilities away.
+    fn attributes(&self, open: &OwnedFd, entry: &Entry) -> io::Result<()> {
+        let owner = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
+        fchownat(open, "", owner.0, owner.1, AtFlags::AT_EMPTY_PATH)?;
+        let path = tree::by_descriptor(open);
+        for xattr in &entry.xattrs {
+            rustix::fs::setxattr(
+                &path,
+                xattr.name.as_slice(),
+                &xattr.value,
+                rustix::fs::XattrFlags::empty(),
+            )?;
+        }
+        if entry.what() != Kind::Symlink {
+            let mode = Mode::from_bits_truncate(entry.mode);
+            fchmodat(nix::fcntl::AT_FDCWD, &path, mode, FchmodatFlags::FollowSymlink)?;
+        }
+        let time = TimeSpec::new(entry.mtime, i64::from(entry.mtime_nanos));
+        // By way of the descriptor, which is the thing itself also where that is a link.
+        utimensat(
+            nix::fcntl::AT_FDCWD,
+            &path,
+            &time,
+            &time,
+            UtimensatFlags::FollowSymlink,
+        )?;
+        Ok(())
+    }
+}
+
+/// How the entries of a tree look that was just made and that nobody else has: what the next commit begins with.
+///
+/// # Errors
+/// A directory that cannot be read.
+pub fn looks(tops: &HashMap<Vec<u8>, PathBuf>) -> Result<Vec<(Vec<u8>, Look)>> {
+    // Whoever writes to it after this moves its times beyond what is read here.
+    std::thread::sleep(std::time::Duration::from_millis(25));
+    let mut found = Vec::new();
+    for (name, path) in tops {
+        tree::walk(
+            path,
+            name,
+            |_| true,
+            |seen| {
+                found.push((seen.key, tree::look(&seen.stat)));
+                Ok(())
+            },
+        )
+        .on("walk", path)?;
+    }
+    Ok(found)
+}

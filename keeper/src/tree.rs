@@ -1,0 +1,212 @@
+//! Trees of a container's making, read and written by directory descriptor: no link in them is ever followed.
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    dir::Dir,
+    fcntl::{AtFlags, OFlag, open, openat},
+    sys::stat::{FileStat, Mode, fstatat},
+};
+use store::{Look, format::Xattr};
+
+/// A directory and no link.
+pub(crate) const DIR: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC);
+/// Something to look at, whatever it is.
+const LOOK: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+/// Deeper than any program makes on purpose; each level costs two descriptors.
+const DEEPEST: usize = 400;
+/// The longest key that the store takes.
+const LONGEST_KEY: usize = 32 * 1024;
+
+/// Opens the top of a tree.
+pub(crate) fn top(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, DIR, Mode::empty())?)
+}
+
+/// How an entry looks, so that a change of it is seen.
+pub(crate) fn look(stat: &FileStat) -> Look {
+    let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
+    Look {
+        inode: stat.st_ino,
+        size: stat.st_size.cast_unsigned(),
+        mtime: nanos(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: nanos(stat.st_ctime, stat.st_ctime_nsec),
+    }
+}
+
+/// One entry, as a walk finds it.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub key: Vec<u8>,
+    pub stat: FileStat,
+}
+
+/// A directory on the way down.
+struct Level {
+    dir: OwnedFd,
+    /// What is to come, the next one last.
+    names: Vec<Vec<u8>>,
+    key: Vec<u8>,
+}
+
+impl Level {
+    fn open(dir: OwnedFd, key: Vec<u8>) -> io::Result<Level> {
+        let mut names = Vec::new();
+        let mut reader = Dir::from_fd(dir.try_clone()?)?;
+        for entry in reader.iter() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+        }
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(Level { dir, names, key })
+    }
+}
+
+/// Every entry of a tree in the order of its key, the top first. What vanishes on the way is left out. `wanted` says
+/// which keys are looked at, and below which nothing is.
+///
+/// # Errors
+/// A directory that cannot be read; names deeper or longer than the store takes.
+pub(crate) fn walk(
+    path: &Path,
+    key: &[u8],
+    wanted: impl Fn(&[u8]) -> bool,
+    mut each: impl FnMut(Seen) -> io::Result<()>,
+) -> io::Result<()> {
+    let top = top(path)?;
+    each(Seen {
+        key: key.to_vec(),
+        stat: nix::sys::stat::fstat(&top)?,
+    })?;
+    let mut stack = vec![Level::open(top, key.to_vec())?];
+    while let Some(level) = stack.last_mut() {
+        let Some(name) = level.names.pop() else {
+            stack.pop();
+            continue;
+        };
+        let name = OsStr::from_bytes(&name);
+        let gone = |error: nix::Error| {
+            matches!(
+                error,
+                nix::Error::ENOENT | nix::Error::ENOTDIR | nix::Error::ELOOP
+            )
+        };
+        let stat = match fstatat(level.dir.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(error) if gone(error) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let mut key = level.key.clone();
+        key.push(0);
+        key.extend_from_slice(name.as_bytes());
+        if !wanted(&key) {
+            continue;
+        }
+        if key.len() > LONGEST_KEY || stack.len() >= DEEPEST {
+            return Err(io::Error::other(format!(
+                "{} is deeper or longer than can be recorded ({DEEPEST} levels, {LONGEST_KEY} bytes)",
+                store::format::Shown(&key)
+            )));
+        }
+        let directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        let below = match stack.last() {
+            Some(level) if directory => match openat(&level.dir, name, DIR, Mode::empty()) {
+                Ok(below) => Some(Level::open(below, key.clone())?),
+                Err(error) if gone(error) => continue,
+                Err(error) => return Err(error.into()),
+            },
+            _ => None,
+        };
+        each(Seen { key, stat })?;
+        stack.extend(below);
+    }
+    Ok(())
+}
+
+/// Opens an entry of a tree to look at it; links on the way are refused.
+pub(crate) fn find(top: &OwnedFd, path: &[u8]) -> io::Result<OwnedFd> {
+    let mut at: Option<OwnedFd> = None;
+    let names: Vec<&[u8]> = path
+        .split(|b| *b == b'/')
+        .filter(|name| !name.is_empty())
+        .collect();
+    for name in names {
+        let from = at.as_ref().unwrap_or(top);
+        at = Some(openat(from, OsStr::from_bytes(name), LOOK, Mode::empty())?);
+    }
+    match at {
+        Some(found) => Ok(found),
+        None => top.try_clone(),
+    }
+}
+
+/// The path by which the kernel knows an open file of ours.
+pub(crate) fn by_descriptor(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Opens for reading what was opened to be looked at: the very same file.
+pub(crate) fn reopen(fd: &OwnedFd) -> io::Result<std::fs::File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let path = by_descriptor(fd);
+    let opened = match open(&path, flags | OFlag::O_NOATIME, Mode::empty()) {
+        Err(nix::Error::EPERM) => open(&path, flags, Mode::empty())?,
+        opened => opened?,
+    };
+    Ok(opened.into())
+}
+
+/// The extended attributes that belong to the content, by name, and whether it is an opaque directory: overlayfs's own
+/// are not the container's, SELinux's label is the mount's.
+pub(crate) fn xattrs(fd: &OwnedFd) -> io::Result<(Vec<Xattr>, bool)> {
+    let path = by_descriptor(fd);
+    let mut names = vec![0u8; 4096];
+    let length = loop {
+        match rustix::fs::listxattr(&path, &mut names) {
+            Ok(length) => break length,
+            Err(rustix::io::Errno::RANGE) if names.len() < 1 << 20 => names.resize(names.len() * 4, 0),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NODATA) => return Ok((Vec::new(), false)),
+            Err(error) => return Err(error.into()),
+        }
+    };
+    names.truncate(length);
+    let (mut found, mut opaque) = (Vec::new(), false);
+    let mut value = Vec::new();
+    for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        let is_opaque = name == b"trusted.overlay.opaque";
+        if !is_opaque && (name.starts_with(b"trusted.overlay.") || name == b"security.selinux") {
+            continue;
+        }
+        value.resize(65_536, 0);
+        match rustix::fs::getxattr(&path, name, &mut value) {
+            Ok(length) => value.truncate(length),
+            // Taken away meanwhile.
+            Err(rustix::io::Errno::NODATA) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        if is_opaque {
+            opaque = value == b"y";
+        } else {
+            found.push(Xattr {
+                name: name.to_vec(),
+                value: value.clone(),
+            });
+        }
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((found, opaque))
+}
