@@ -1,6 +1,7 @@
 //! `diffkeeper`: what a person types.
 
 mod doctor;
+mod history;
 mod image;
 mod install;
 mod states;
@@ -53,6 +54,10 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    History(history::Command),
+    /// Run the service that records histories and goes back in them
+    Keeper,
     /// Is this machine fit? What to do if it is not?
     Doctor {
         /// Print JSON
@@ -116,6 +121,12 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::States { json } => states::list(&config(cli)?, *json),
         Command::Rm { state, yes } => states::remove(&config(cli)?, state, *yes),
         Command::Prune { dry_run, json } => states::prune(&config(cli)?, *dry_run, *json),
+        Command::History(command) => history::run(&config(cli)?, command),
+        Command::Keeper => {
+            log_to_stderr();
+            keeper::serve::serve(&config(cli)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         // Doctor also says what is wrong with the configuration itself.
         Command::Doctor { json, address } => doctor::run(&cli.config, address, *json),
         Command::Install(options) => install::install(options),
@@ -135,6 +146,18 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Events of the service; `DIFFKEEPER_LOG=debug` says more.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("DIFFKEEPER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
 }
 
 fn config(cli: &Cli) -> Result<Config> {

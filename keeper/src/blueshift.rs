@@ -46,11 +46,11 @@ pub struct Top {
 
 /// Stops the writers of a tree for a moment.
 pub trait Freezer: Sync {
-    /// Stops them. Whoever does it lets them go on after `limit` by itself.
+    /// Stops them; false where there is none. Whoever does it lets them go on after `limit` by itself.
     ///
     /// # Errors
     /// When they cannot be stopped: the commit is made all the same, and says so.
-    fn freeze(&self, limit: Duration) -> io::Result<()>;
+    fn freeze(&self, limit: Duration) -> io::Result<bool>;
 
     /// Lets them go on; says whether they stood still all the time.
     fn thaw(&self) -> bool;
@@ -145,8 +145,13 @@ impl Capture<'_> {
                 let pause = began.elapsed();
                 let stood = freezer.thaw();
                 let consistency = match frozen {
-                    Ok(()) if stood => Consistency::Crash,
-                    _ => Consistency::Fuzzy,
+                    Ok(true) if stood => Consistency::Crash,
+                    Ok(false) => Consistency::Quiet,
+                    Ok(true) => Consistency::Fuzzy,
+                    Err(error) => {
+                        tracing::warn!(state = self.state.name, %error, "the container could not be stopped: the commit is fuzzy");
+                        Consistency::Fuzzy
+                    }
                 };
                 (
                     again?,

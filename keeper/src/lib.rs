@@ -2,9 +2,16 @@
 
 pub mod blueshift;
 mod error;
+mod freezer;
+pub mod keeper;
+pub mod metrics;
 pub mod redshift;
+pub mod serve;
+pub mod service;
 #[cfg(test)]
 mod tests;
 mod tree;
+pub mod watch;
 
 pub use error::{Error, Result};
+pub use keeper::Keeper;

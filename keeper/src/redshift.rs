@@ -11,7 +11,7 @@ use std::{
     io,
     ops::ControlFlow,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::OwnedFd,
         unix::{ffi::OsStrExt, fs::FileExt},
     },
     path::{Path, PathBuf},

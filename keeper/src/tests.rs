@@ -277,12 +277,12 @@ fn nothing_changed_is_no_commit() {
 struct Late<'a>(&'a Path, Mutex<Vec<&'static str>>);
 
 impl Freezer for Late<'_> {
-    fn freeze(&self, _: Duration) -> io::Result<()> {
+    fn freeze(&self, _: Duration) -> io::Result<bool> {
         fs::write(self.0.join("late"), b"written before the freeze")?;
         fs::write(self.0.join("long"), vec![9; 300_000])?;
         fs::remove_file(self.0.join("goes"))?;
         self.1.lock().unwrap().push("freeze");
-        Ok(())
+        Ok(true)
     }
 
     fn thaw(&self) -> bool {

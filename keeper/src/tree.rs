@@ -210,3 +210,26 @@ pub(crate) fn xattrs(fd: &OwnedFd) -> io::Result<(Vec<Xattr>, bool)> {
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok((found, opaque))
 }
+
+/// Every directory of a tree, by a path that means it whatever becomes of its name.
+///
+/// # Errors
+/// As [`walk`], and what `each` says.
+pub(crate) fn directories(path: &Path, mut each: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+    let open = top(path)?;
+    walk(
+        path,
+        b"",
+        |_| true,
+        |seen| {
+            if seen.stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
+                let (_, below) = store::format::place(&seen.key);
+                // Gone already is a change that the next look sees.
+                if let Ok(found) = find(&open, &below) {
+                    each(&by_descriptor(&found))?;
+                }
+            }
+            Ok(())
+        },
+    )
+}

@@ -20,6 +20,13 @@ use crate::{
 pub struct Trash(Vec<PathBuf>);
 
 impl Trash {
+    /// Moves a directory out of the way.
+    pub(crate) fn take(node: &crate::Node, dir: &Path) -> Result<Trash> {
+        let to = node.trash_name()?;
+        std::fs::rename(dir, &to).on("remove", dir)?;
+        Ok(Trash(vec![to]))
+    }
+
     /// Whether there is nothing to delete.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -111,9 +118,7 @@ impl State {
 
     /// Takes the whole state out of the way.
     pub(crate) fn discard(&self) -> Result<Trash> {
-        let to = self.node().trash_name()?;
-        std::fs::rename(self.dir(), &to).on("remove", self.dir())?;
-        Ok(Trash(vec![to]))
+        Trash::take(self.node(), self.dir())
     }
 }
 

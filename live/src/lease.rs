@@ -46,6 +46,9 @@ pub struct Holder {
     /// Where the root is mounted; below the bundle unless an engine had mounted it elsewhere.
     #[serde(default)]
     pub root: PathBuf,
+    /// The shim's socket: the keeper asks there for a standstill.
+    #[serde(default)]
+    pub socket: PathBuf,
     /// Device number (major, minor) of the overlay, which nothing else has while it stands anywhere.
     pub overlay: Option<(u32, u32)>,
 }
@@ -59,6 +62,7 @@ impl Holder {
             namespace: namespace.into(),
             bundle: bundle.into(),
             root: bundle.join("rootfs"),
+            socket: PathBuf::new(),
             shim_pid: std::process::id(),
             boot_id: survivor::boot_id(),
             init: None,
@@ -87,7 +91,7 @@ pub enum Attempt {
 pub struct Lease {
     file: PathBuf,
     holder: Holder,
-    previous: Option<Holder>,
+    previous: Option<Box<Holder>>,
     lock: File,
 }
 
@@ -108,7 +112,7 @@ impl State {
             // Whoever removed the state meanwhile removed this lock file with it.
             let ours = lock.metadata().on("look at", &path)?.ino();
             if std::fs::metadata(&path).is_ok_and(|m| m.ino() == ours) {
-                let previous = read_json(&record);
+                let previous = read_json(&record).map(Box::new);
                 return Ok(Attempt::Held(Lease {
                     file: record,
                     holder,
@@ -156,7 +160,7 @@ impl Lease {
     /// The holder who died without releasing the lease.
     #[must_use]
     pub fn previous(&self) -> Option<&Holder> {
-        self.previous.as_ref()
+        self.previous.as_deref()
     }
 
     /// Changes and writes the record.

@@ -215,6 +215,8 @@ mod tests {
             root.prepare_overlay(0o755, (0, 0)).unwrap();
             std::fs::write(root.upper().join("f"), vec![1; 5000]).unwrap();
             let life = crate::Life {
+                exclude: &[],
+                capture: None,
                 chosen: true,
                 reclaim: policy,
                 container: "c1",

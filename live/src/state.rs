@@ -1,6 +1,7 @@
 //! One state: its record and its directories.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -10,10 +11,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Context, Error, Result},
+    exclude::Trash,
     layout::{Node, make},
     lease::Holder,
     probe,
     root::RootDir,
+    sys,
 };
 
 /// The version of the records in a state's directory.
@@ -65,6 +68,12 @@ pub struct Record {
     /// The roots that were mounted in the last life, by the names of their directories.
     #[serde(default)]
     pub roots: Vec<String>,
+    /// Paths in the container that are not kept from one container to the next, and not recorded.
+    #[serde(default)]
+    pub exclude: Vec<PathBuf>,
+    /// How often its history is to grow, in milliseconds; 0 for never, none for as the keeper is configured.
+    #[serde(default)]
+    pub capture: Option<u64>,
 }
 
 /// An image, as far as it is known.
@@ -100,6 +109,10 @@ pub struct Life<'a> {
     pub roots: &'a [RootDir],
     /// What it stands on.
     pub image: Option<Image>,
+    /// What is not kept.
+    pub exclude: &'a [PathBuf],
+    /// As [`Record::capture`].
+    pub capture: Option<u64>,
 }
 
 /// A state on this node.
@@ -165,6 +178,8 @@ impl State {
             reclaim: life.reclaim,
             roots: roots.collect::<Result<_>>()?,
             image: life.image.clone(),
+            exclude: life.exclude.to_vec(),
+            capture: life.capture,
         };
         write_json(&self.dir.join("state.json"), &record)
     }
@@ -201,6 +216,68 @@ impl State {
             }
         }
         Ok(false)
+    }
+
+    /// Who uses it, if anybody has the lease.
+    #[must_use]
+    pub fn in_use_by(&self) -> Option<Holder> {
+        let lock = File::open(self.dir.join("lock")).ok()?;
+        let locked = sys::is_locked(&lock).unwrap_or(false);
+        locked.then(|| read_json(&self.dir.join("holder.json")).unwrap_or_default())
+    }
+
+    /// Where a live tree is made that is to take this one's place; its `roots` hold what [`State::root`] says.
+    ///
+    /// # Errors
+    /// A full or read-only disk.
+    pub fn begin_restore(&self) -> Result<PathBuf> {
+        let fresh = self.dir.join("restoring");
+        if fresh.exists() {
+            Trash::take(&self.node, &fresh)?.delete()?;
+        }
+        make(&fresh.join("roots"))?;
+        Ok(fresh)
+    }
+
+    /// Puts what was made in [`State::begin_restore`]'s directory in the place of the live tree, in one step: whatever
+    /// happens, it is the old one or the new one. The caller has the lease, nothing is mounted, and the new tree is on
+    /// the disk. The old one is deleted.
+    ///
+    /// # Errors
+    /// A disk that cannot be written.
+    pub fn finish_restore(&self, fresh: &Path) -> Result<()> {
+        let (new, old) = (fresh.join("roots"), self.dir.join("roots"));
+        if old.exists() {
+            sys::exchange(&new, &old).on("exchange the roots of", &self.dir)?;
+        } else {
+            std::fs::rename(&new, &old).on("put in place", &old)?;
+        }
+        File::open(&self.dir)
+            .and_then(|d| d.sync_all())
+            .on("sync", &self.dir)?;
+        Trash::take(&self.node, fresh)?.delete()
+    }
+
+    /// Says that the next start must not begin before the keeper has been asked, or that it may.
+    ///
+    /// # Errors
+    /// A disk that cannot be written.
+    pub fn set_restore_wanted(&self, wanted: bool) -> Result<()> {
+        let marker = self.dir.join("restore-wanted");
+        if wanted {
+            make(&self.dir)?;
+            return std::fs::write(&marker, b"").on("write", &marker);
+        }
+        match std::fs::remove_file(&marker) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).on("remove", &marker),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the keeper must be asked before the next start.
+    #[must_use]
+    pub fn restore_wanted(&self) -> bool {
+        self.dir.join("restore-wanted").exists()
     }
 
     /// Gives the whole live tree to a new state of another name, which nobody uses, and leaves this one as if it had

@@ -77,6 +77,32 @@ pub fn set_xattr(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Makes two names of one file system change places.
+///
+/// # Errors
+/// As renameat2(2).
+pub fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    let (a, b) = (
+        CString::new(a.as_os_str().as_bytes())?,
+        CString::new(b.as_os_str().as_bytes())?,
+    );
+    // SAFETY: both strings live across the call.
+    let done = unsafe {
+        libc::renameat2(
+            libc::AT_FDCWD,
+            a.as_ptr(),
+            libc::AT_FDCWD,
+            b.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    };
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// Whether an open file or directory has extended attributes of these prefixes.
 ///
 /// # Errors

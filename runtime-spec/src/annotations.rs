@@ -6,7 +6,7 @@ use crate::{Error, config::Reclaim, duration};
 
 const PREFIX: &str = "diffkeeper.io/";
 /// Keys with a meaning in this version, without the prefix.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 11] = [
     "state",
     "paths",
     "exclude",
@@ -16,16 +16,11 @@ const KNOWN: [&str; 9] = [
     "reclaim",
     "lease-wait",
     "when-missing",
+    "capture",
+    "restore",
 ];
 /// Keys with a meaning in a later one: refused, so that nobody relies on what is not there.
-const LATER: [&str; 6] = [
-    "from",
-    "restore",
-    "pre-commit",
-    "post-commit",
-    "retention",
-    "interval",
-];
+const LATER: [&str; 5] = ["from", "pre-commit", "post-commit", "retention", "interval"];
 
 /// What to do on a node that does not have the state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -81,6 +76,10 @@ pub struct Annotations {
     pub lease_wait: Option<Duration>,
     /// What to do on a node without the state.
     pub when_missing: WhenMissing,
+    /// How often its history is to grow; zero for never, the keeper's configuration where it is not given.
+    pub capture: Option<Duration>,
+    /// The version that the container is to begin with, once for each value.
+    pub restore: Option<String>,
 }
 
 impl Annotations {
@@ -133,6 +132,24 @@ impl Annotations {
                         "refuse" => WhenMissing::Refuse,
                         _ => return Err(bad("expected create or refuse".into())),
                     };
+                }
+                "capture" if value == "off" => parsed.capture = Some(Duration::ZERO),
+                "capture" => {
+                    let interval = duration::parse(value).filter(|interval| !interval.is_zero());
+                    let interval =
+                        interval.ok_or_else(|| bad("expected off or a duration such as 1s or 5m".into()))?;
+                    parsed.capture = Some(interval);
+                }
+                "restore" => {
+                    // What is meant must not depend on when it is read: a template keeps it.
+                    let relative = value.is_empty() || value == "head" || value.starts_with(['~', '-']);
+                    if relative {
+                        return Err(bad(
+                            "expected a commit's name, a tag or a time: what it means must stay the same"
+                                .into(),
+                        ));
+                    }
+                    parsed.restore = Some(value.clone());
                 }
                 _ if short == "state" || short.starts_with("state.") => {}
                 _ if LATER.contains(&short) => {

@@ -1,6 +1,6 @@
 //! `config.toml`.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
     Error,
@@ -56,8 +56,42 @@ pub struct Config {
     pub reclaim_unchosen: Reclaim,
     /// When a state whose name was chosen is forgotten.
     pub reclaim_chosen: Reclaim,
+    /// The keeper's socket.
+    pub keeper: PathBuf,
+    /// What the keeper does.
+    pub history: History,
     /// What differs in single namespaces: Kubernetes' own, or elsewhere containerd's.
     pub namespaces: BTreeMap<String, Namespace>,
+}
+
+/// What the keeper does: `[history]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    /// How often a state's history grows while something changes; zero for never.
+    pub interval: Duration,
+    /// How long a container may stand still for it.
+    pub max_pause: Duration,
+    /// Where the store is; below [`Config::root`] where it is not given.
+    pub store: Option<PathBuf>,
+    /// Identical content is stored once on the whole node, not once in each namespace.
+    pub share: bool,
+    /// SHA-256 instead of BLAKE3, for a store that is made new.
+    pub sha256: bool,
+    /// Where metrics are served; none for nowhere.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        History {
+            interval: Duration::from_secs(1),
+            max_pause: Duration::from_millis(500),
+            store: None,
+            share: false,
+            sha256: false,
+            metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9911))),
+        }
+    }
 }
 
 /// What differs in one namespace.
@@ -85,6 +119,8 @@ impl Default for Config {
             cri_namespaces: vec!["k8s.io".into()],
             reclaim_unchosen: Reclaim::After(Duration::from_secs(7 * 86_400)),
             reclaim_chosen: Reclaim::Keep,
+            keeper: "/run/diffkeeper/keeper.sock".into(),
+            history: History::default(),
             namespaces: BTreeMap::new(),
         }
     }
@@ -133,6 +169,11 @@ impl Config {
                         }
                     }
                 }
+                "keeper" => config.keeper = at.absolute(value)?,
+                "history" => {
+                    let section = value.as_table().ok_or_else(|| at.wrong("a table: [history]"))?;
+                    config.history = History::parse(text, section)?;
+                }
                 "namespaces" => {
                     let all = value
                         .as_table()
@@ -148,12 +189,53 @@ impl Config {
                 }
                 _ => {
                     return Err(at.unknown(
-                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
+                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, keeper, [history] interval, max-pause, store, share, hash, metrics, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
                     ));
                 }
             }
         }
         Ok(config)
+    }
+}
+
+impl History {
+    fn parse(text: &str, section: &toml::Table) -> Result<History, Error> {
+        let mut history = History::default();
+        for (key, value) in section {
+            let at = Key {
+                text,
+                section: Some("history"),
+                key,
+            };
+            match key.as_str() {
+                "interval" if value.as_str() == Some("off") => history.interval = Duration::ZERO,
+                "interval" => history.interval = at.duration(value)?,
+                "max-pause" => history.max_pause = at.duration(value)?,
+                "store" => history.store = Some(at.absolute(value)?),
+                "share" => {
+                    history.share = match at.string(value)? {
+                        "namespace" => false,
+                        "node" => true,
+                        _ => return Err(at.wrong("namespace or node")),
+                    }
+                }
+                "hash" => {
+                    history.sha256 = match at.string(value)? {
+                        "blake3" => false,
+                        "sha256" => true,
+                        _ => return Err(at.wrong("blake3 or sha256")),
+                    }
+                }
+                "metrics" if value.as_str() == Some("off") => history.metrics = None,
+                "metrics" => {
+                    let address = at.string(value)?.parse();
+                    history.metrics =
+                        Some(address.map_err(|_| at.wrong("off, or an address such as 127.0.0.1:9911"))?);
+                }
+                _ => return Err(at.unknown("interval, max-pause, store, share, hash, metrics")),
+            }
+        }
+        Ok(history)
     }
 }
 

@@ -18,9 +18,12 @@ use live::Ending;
 use nix::{errno::Errno, unistd::Pid};
 use tokio::sync::{oneshot, watch};
 
+use keeper_api::keeper::keeper::note_request::What;
+
 use crate::{
     cgroup::Cgroup,
     error::{Context, Error, Result},
+    freeze::Standstill,
     io::{IoOptions, Stdio},
     keep::Root,
     options::{Options, checkpoint_parent},
@@ -50,6 +53,8 @@ pub struct Container {
     pub init_reaped: AtomicBool,
     /// Stops the out-of-memory watch and waits for its last look.
     pub oom_stop: Mutex<Option<oneshot::Sender<oneshot::Sender<()>>>>,
+    /// Whether it stands still for the keeper.
+    pub standstill: Standstill,
     execs: Mutex<HashMap<String, Exec>>,
     cgroup: Mutex<Option<Arc<Cgroup>>>,
     root: tokio::sync::Mutex<Option<Root>>,
@@ -125,6 +130,7 @@ impl Container {
             running_execs: watch::Sender::new(0),
             init_reaped: AtomicBool::new(false),
             oom_stop: Mutex::new(None),
+            standstill: Standstill::default(),
             execs: Mutex::default(),
             cgroup: Mutex::new(None),
             root: tokio::sync::Mutex::new(None),
@@ -312,6 +318,7 @@ impl Container {
         }
         *locked(&self.started) = Some(SystemTime::now());
         self.init.set_status_if_alive(Status::Running);
+        self.note(What::STARTED).await;
         Ok(())
     }
 
@@ -353,7 +360,9 @@ impl Container {
                 process.status().word()
             )));
         }
+        let moving = self.standstill.moving().await;
         let started = self.run_exec(&exec).await;
+        drop(moving);
         if started.is_err() {
             process.give_up();
         }
@@ -408,6 +417,7 @@ impl Container {
     /// A running container, the runtime's message, or a mount that does not go.
     pub async fn delete(&self) -> Result<()> {
         let _serial = self.init.lock.lock().await;
+        let _moving = self.standstill.moving().await;
         deletable(&self.init)?;
         self.init.drain_and_close().await;
         let deleted = match self.runc.delete(&self.id, false).await {
@@ -453,6 +463,7 @@ impl Container {
     /// A status other than running, or the runtime's own message.
     pub async fn pause(&self) -> Result<()> {
         let _serial = self.init.lock.lock().await;
+        let _moving = self.standstill.moving().await;
         match self.init.status() {
             Status::Running => {}
             Status::Created | Status::CreatedCheckpoint => {
@@ -481,6 +492,7 @@ impl Container {
     /// A status other than paused, or the runtime's own message.
     pub async fn resume(&self) -> Result<()> {
         let _serial = self.init.lock.lock().await;
+        let _moving = self.standstill.moving().await;
         match self.init.status() {
             Status::Paused => {}
             Status::Created | Status::CreatedCheckpoint => {
@@ -499,11 +511,40 @@ impl Container {
         Ok(())
     }
 
+    /// Tells the keeper what has become of the container.
+    pub async fn note(&self, what: What) {
+        if let Some(root) = &*self.root.lock().await {
+            root.note(what);
+        }
+    }
+
     /// Thaws a container whose init was killed while frozen, so that the rest of it can go.
     pub async fn resume_dead(&self) {
         if let Err(error) = self.runc.resume(&self.id).await {
             tracing::error!(id = self.id, %error, "resume a container whose init exited while paused");
         }
+    }
+
+    /// Makes every process stand still for at most `limit`, without anybody being told; answers with what
+    /// [`Standstill::end`] needs.
+    ///
+    /// # Errors
+    /// A container that does not run, or does not stand still.
+    pub async fn freeze(&self, limit: Duration) -> Result<u64> {
+        let paused = match self.init.status() {
+            Status::Running => false,
+            Status::Paused => true,
+            status => {
+                return Err(Error::FailedPrecondition(format!(
+                    "a {} container has nothing to freeze",
+                    status.word()
+                )));
+            }
+        };
+        let cgroup = self
+            .cgroup()
+            .ok_or_else(|| Error::FailedPrecondition("the container's cgroup is not known".into()))?;
+        self.standstill.begin(cgroup, paused, limit).await
     }
 
     /// Signals init (or all of the container) or an exec.
@@ -513,6 +554,7 @@ impl Container {
     pub async fn kill(&self, exec_id: &str, number: u32, all: bool) -> Result<()> {
         let process = self.process(exec_id)?;
         let _serial = process.lock.lock().await;
+        let _moving = self.standstill.moving().await;
         if process.status() == Status::Deleted {
             return Err(Error::NotFound("cannot kill a deleted process: not found".into()));
         }
@@ -558,6 +600,7 @@ impl Container {
 
     /// Kills everything that init left behind.
     pub async fn kill_all(&self) {
+        let _moving = self.standstill.moving().await;
         if let Err(error) = self.runc.kill_all(&self.id).await {
             tracing::error!(id = self.id, %error, "kill what init left behind");
         }
@@ -569,6 +612,7 @@ impl Container {
     /// A stopped container, or the runtime's own message.
     pub async fn update(&self, resources: &[u8]) -> Result<()> {
         let _serial = self.init.lock.lock().await;
+        let _moving = self.standstill.moving().await;
         match self.init.status() {
             Status::Created | Status::Running | Status::Paused => self.runc.update(&self.id, resources).await,
             status => Err(Error::Other(format!(
@@ -592,6 +636,7 @@ impl Container {
     /// A container that does not run, or CRIU's message with the place of its log.
     pub async fn checkpoint(&self, path: &str, options: &oci::CheckpointOptions) -> Result<()> {
         let _serial = self.init.lock.lock().await;
+        let _moving = self.standstill.moving().await;
         match self.init.status() {
             Status::Running | Status::Paused => {}
             Status::Created | Status::CreatedCheckpoint => {

@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use containerd_shim_protos::shim_async::create_task;
+use keeper_api::shim::shim_ttrpc::create_freezer;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Notify,
@@ -57,6 +58,7 @@ async fn run(args: &Args, listener: std::os::unix::net::UnixListener) -> Result<
     let client = Client {
         namespace: args.namespace.clone(),
         address: args.address.clone(),
+        socket: args.socket.clone(),
     };
     let shutdown = Arc::new(Notify::new());
     let end = Shutdown {
@@ -111,13 +113,15 @@ fn remove_socket(args: &Args) {
 
 type Services = std::collections::HashMap<String, ttrpc::r#async::Service>;
 
-/// Task v3 as generated, and the same methods under v2's name: the two differ in nothing else.
+/// Task v3 as generated, and the same methods under v2's name: the two differ in nothing else. The keeper's beside
+/// them.
 fn services(service: Service) -> Vec<Services> {
     let service = Arc::new(service);
+    let freezer = create_freezer(service.clone());
     let v3 = create_task(service.clone());
     let v2 = create_task(service)
         .into_values()
         .map(|methods| ("containerd.task.v2.Task".to_owned(), methods))
         .collect();
-    vec![v3, v2]
+    vec![v3, v2, freezer]
 }

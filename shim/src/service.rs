@@ -5,6 +5,7 @@ use std::{
     future::Future,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -22,6 +23,11 @@ use containerd_shim_protos::{
     },
     shim::oci,
     shim_async::Task,
+};
+use keeper_api::keeper::keeper::note_request::What;
+use keeper_api::shim::{
+    shim::{FreezeRequest, FreezeResponse, ThawRequest, ThawResponse},
+    shim_ttrpc::Freezer,
 };
 use protobuf::{Message, MessageField, well_known_types::timestamp::Timestamp};
 use tokio::sync::{Notify, oneshot};
@@ -56,6 +62,8 @@ pub struct Client {
     pub namespace: String,
     /// containerd's socket.
     pub address: String,
+    /// This shim's socket.
+    pub socket: Option<PathBuf>,
 }
 
 /// How the service ends its process.
@@ -244,6 +252,7 @@ impl Service {
             }
         }
         self.announce_exit(container, &container.init, exit);
+        container.note(What::EXITED).await;
     }
 
     fn announce_exit(&self, container: &Container, process: &Process, exit: Exit) {
@@ -349,6 +358,27 @@ fn go_zero_time() -> Timestamp {
     Timestamp {
         seconds: -62_135_596_800,
         ..Timestamp::default()
+    }
+}
+
+#[async_trait]
+impl Freezer for Service {
+    async fn freeze(&self, _: &TtrpcContext, request: FreezeRequest) -> ttrpc::Result<FreezeResponse> {
+        let container = self.container(&request.container_id)?;
+        let limit = Duration::from_millis(request.limit_ms.into());
+        let token = self.whole(async move { container.freeze(limit).await }).await?;
+        Ok(FreezeResponse {
+            token,
+            ..FreezeResponse::default()
+        })
+    }
+
+    async fn thaw(&self, _: &TtrpcContext, request: ThawRequest) -> ttrpc::Result<ThawResponse> {
+        let container = self.container(&request.container_id)?;
+        Ok(ThawResponse {
+            stood_still: container.standstill.end(request.token).await,
+            ..ThawResponse::default()
+        })
     }
 }
 

@@ -539,6 +539,21 @@ impl Store {
         &self,
         domain: u32,
         entry: &Entry,
+        each: impl FnMut(u64, Stretch<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.read_range(domain, entry, 0, u64::MAX, each)
+    }
+
+    /// As [`Store::read`], of what lies between two places; the first and last stretch may reach beyond them.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub fn read_range(
+        &self,
+        domain: u32,
+        entry: &Entry,
+        begin: u64,
+        end: u64,
         mut each: impl FnMut(u64, Stretch<'_>) -> Result<()>,
     ) -> Result<()> {
         let Some(mut pieces) = Pieces::new(self, domain, entry)? else {
@@ -548,11 +563,17 @@ impl Store {
                 each(0, Stretch::Bytes(&entry.inline))
             };
         };
-        let mut end = 0;
+        let mut length = 0;
         while let Some((at, piece)) = pieces.next_piece()? {
-            end = at + piece.length;
-            if end > entry.size {
+            length = at + piece.length;
+            if length > entry.size {
                 break;
+            }
+            if length <= begin {
+                continue;
+            }
+            if at >= end {
+                return Ok(());
             }
             if piece.chunk.is_empty() {
                 each(at, Stretch::Hole(piece.length))?;
@@ -566,7 +587,7 @@ impl Store {
             }
             each(at, Stretch::Bytes(&bytes))?;
         }
-        if end != entry.size {
+        if length != entry.size {
             return Err(damaged(
                 "a file's list",
                 "it has another length than its entry says",

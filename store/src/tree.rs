@@ -713,6 +713,20 @@ impl Store {
 }
 
 impl Proof {
+    /// Its bytes, as they are handed on.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    /// Reads them back.
+    ///
+    /// # Errors
+    /// Bytes that are no proof.
+    pub fn read(bytes: &[u8]) -> Result<Proof> {
+        Proof::decode(bytes).map_err(|e| damaged("a proof", e))
+    }
+
     /// Checks it, without a store, and answers with the commit's name, the commit and the entry that is in it. That the
     /// commit is the one meant is for whoever knows its name to say.
     ///

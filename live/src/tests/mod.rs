@@ -93,6 +93,8 @@ impl State {
 
     fn taken(&self, reclaim: Policy, container: &str, now: SystemTime) -> Result<()> {
         let life = Life {
+            exclude: &[],
+            capture: None,
             chosen: true,
             reclaim,
             container,

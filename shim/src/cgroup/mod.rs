@@ -5,6 +5,7 @@
 //! `v1` and `v2`; clients compare.
 
 mod files;
+mod freezer;
 mod members;
 mod oom;
 pub mod oom_score;

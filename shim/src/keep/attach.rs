@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use keeper_api::keeper::keeper::note_request::What;
 use live::{Attempt, Ending, Holder, Lease, Life, Node, Policy, Root, RootDir, State, Want};
 use runtime_spec::{
     annotations::{Annotations, WhenMissing},
@@ -24,6 +25,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result},
+    keeper,
     mounts::{self, IdMaps, Overlay},
     reaper::Reaper,
 };
@@ -52,11 +54,16 @@ pub(super) struct Attach {
 
 impl Attach {
     pub(super) async fn run(self) -> Result<Kept> {
-        let (state, mut lease) = self.lease().await?;
+        let (state, lease) = self.lease().await?;
+        let (state, mut lease, restored) = self.restore(state, lease).await?;
         let digest = self.digest(&state).await;
-        blocking(
-            move || match digest.and_then(|digest| self.mount(&state, &mut lease, digest)) {
-                Ok(()) => Ok(Kept { state, lease }),
+        let keeper = self.config.keeper.clone();
+        let kept = blocking(move || {
+            match restored
+                .and(digest)
+                .and_then(|digest| self.mount(&state, &mut lease, digest))
+            {
+                Ok(()) => Ok(Kept { state, lease, keeper }),
                 Err(error) => {
                     let undone = unmount(&self.rootfs, self.mounted(&lease));
                     if let Err(second) = undone.and_then(|()| detach(&state, lease, Ending::Unknown)) {
@@ -64,9 +71,30 @@ impl Attach {
                     }
                     Err(error)
                 }
-            },
-        )
-        .await
+            }
+        })
+        .await?;
+        kept.note(What::ATTACHED);
+        Ok(kept)
+    }
+
+    /// Where a restore is asked for, by a person or by the annotation, the keeper does it now.
+    async fn restore(&self, state: State, lease: Lease) -> Result<(State, Lease, Result<()>)> {
+        let asked = self.annotations.restore.as_deref();
+        if asked.is_none() && !state.restore_wanted() {
+            return Ok((state, lease, Ok(())));
+        }
+        // Nobody may be writing any more.
+        let (state, lease, free) = blocking(move || {
+            let free = state.evict(&lease, EVICTION_LIMIT).map(drop);
+            Ok((state, lease, free))
+        })
+        .await?;
+        let restored = match free {
+            Ok(()) => keeper::restore(&self.config.keeper, &self.name, asked).await,
+            Err(error) => Err(error.into()),
+        };
+        Ok((state, lease, restored))
     }
 
     fn mounted(&self, lease: &Lease) -> Mounted {
@@ -154,6 +182,11 @@ impl Attach {
             container: &self.holder.container_id,
             roots: &mounted,
             image: Some(image),
+            exclude: self.exclude(),
+            capture: self
+                .annotations
+                .capture
+                .map(|interval| u64::try_from(interval.as_millis()).unwrap_or(u64::MAX)),
         };
         state.attached(&life, SystemTime::now())?;
         Ok(())

@@ -13,6 +13,7 @@ use std::{
 };
 
 use containerd_shim_protos::api::CreateTaskRequest;
+use keeper_api::keeper::keeper::note_request::What;
 use live::{Attempt, Ending, Holder, Lease, Node, Policy, State};
 use runtime_spec::{
     annotations::Annotations,
@@ -117,6 +118,14 @@ enum Mounted {
 struct Kept {
     state: State,
     lease: Lease,
+    /// The keeper's socket.
+    keeper: PathBuf,
+}
+
+impl Kept {
+    fn note(&self, what: What) {
+        crate::keeper::note(&self.keeper, self.state.name(), what);
+    }
 }
 
 impl Root {
@@ -171,7 +180,10 @@ impl Root {
         let annotations = Annotations::parse(&spec.parsed.annotations)?;
         let root_path = spec.parsed.root.path.clone();
         let attach = Attach {
-            holder: Holder::new(&request.id, namespace, &bundle),
+            holder: Holder {
+                socket: client.socket.clone().unwrap_or_default(),
+                ..Holder::new(&request.id, namespace, &bundle)
+            },
             chosen,
             config: config.in_namespace(name.namespace()),
             name,
@@ -207,6 +219,13 @@ impl Root {
         }
     }
 
+    /// Tells the keeper.
+    pub fn note(&self, what: What) {
+        if let Some(kept) = &self.kept {
+            kept.note(what);
+        }
+    }
+
     /// Unmounts, removes what runc made in the tree for its mounts, and gives up the lease.
     ///
     /// # Errors
@@ -214,11 +233,18 @@ impl Root {
     pub async fn release(&mut self, ending: Ending) -> Result<()> {
         let (rootfs, mounted) = (self.rootfs.clone(), self.mounted);
         let kept = self.kept.take();
+        let told = kept
+            .as_ref()
+            .map(|kept| (kept.keeper.clone(), kept.state.name().clone()));
         blocking(move || {
             unmount(&rootfs, mounted).map_err(|e| Error::Other(format!("failed rootfs umount: {e}")))?;
             kept.map_or(Ok(()), |kept| detach(&kept.state, kept.lease, ending))
         })
-        .await
+        .await?;
+        if let Some((keeper, state)) = told {
+            crate::keeper::note(&keeper, &state, What::DETACHED);
+        }
+        Ok(())
     }
 }
 

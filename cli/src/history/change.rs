@@ -1,0 +1,328 @@
+//! What changed: between two versions, and over time.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use keeper_api::keeper::{keeper as api, keeper_ttrpc::KeeperClient};
+use protobuf::MessageField;
+use runtime_spec::config::Config;
+use serde_json::json;
+
+use super::{
+    client::{patient, said, with_keeper},
+    look::{entry_json, path, read, resolve, short, time},
+};
+use crate::table;
+
+/// The longest text whose lines are compared, in bytes.
+const LONGEST_TEXT: u64 = 4 << 20;
+
+fn pinned(commit: &api::Commit) -> api::Version {
+    api::Version {
+        state: commit.state.clone(),
+        version: commit.id.clone(),
+        ..api::Version::default()
+    }
+}
+
+/// Every change between two commits.
+async fn changes(
+    client: &KeeperClient,
+    before: &api::Commit,
+    after: &api::Commit,
+) -> Result<Vec<api::Change>> {
+    let mut found: Vec<api::Change> = Vec::new();
+    let mut request = api::DiffRequest {
+        before: MessageField::some(pinned(before)),
+        after: MessageField::some(pinned(after)),
+        ..api::DiffRequest::default()
+    };
+    loop {
+        let response = said(client.diff(patient(), &request).await)?;
+        found.extend(response.changes);
+        let Some(last) = found.last().filter(|_| response.more) else {
+            return Ok(found);
+        };
+        request.after_key = of(last).key.clone();
+    }
+}
+
+/// The entry that a change is of: as it is, or as it was.
+fn of(change: &api::Change) -> &api::Entry {
+    change
+        .after
+        .as_ref()
+        .unwrap_or_else(|| change.before.get_or_default())
+}
+
+/// What has become of it, in a word and a letter.
+fn word(change: &api::Change) -> (&'static str, char) {
+    match (change.before.as_ref(), change.after.as_ref()) {
+        (None, _) => ("added", 'A'),
+        (_, None) => ("removed", 'D'),
+        (Some(before), Some(after)) if before.kind != after.kind => ("replaced", 'T'),
+        (Some(before), Some(after)) => {
+            let same = api::Entry {
+                mtime: after.mtime,
+                mtime_nanos: after.mtime_nanos,
+                ..before.clone()
+            };
+            match same == *after {
+                // Content may differ at the same length; then the time does too.
+                true if after.kind != "file" => ("touched", 't'),
+                _ => ("changed", 'M'),
+            }
+        }
+    }
+}
+
+fn sizes(change: &api::Change) -> String {
+    let size = |entry: &MessageField<api::Entry>| entry.as_ref().filter(|e| e.kind == "file").map(|e| e.size);
+    match (size(&change.before), size(&change.after)) {
+        (Some(a), Some(b)) if a != b => format!("{} -> {}", table::bytes(a), table::bytes(b)),
+        (_, Some(n)) | (Some(n), None) => table::bytes(n),
+        (None, None) => String::new(),
+    }
+}
+
+/// Shows what changed between two versions.
+pub fn diff(
+    config: &Config,
+    before: &str,
+    after: Option<&str>,
+    patch: bool,
+    stat: bool,
+    as_json: bool,
+) -> Result<ExitCode> {
+    let state = before.split_once('@').map_or(before, |(state, _)| state);
+    let after = after.unwrap_or(state);
+    with_keeper(config, async |client| {
+        let (before, after) = (resolve(&client, before).await?, resolve(&client, after).await?);
+        let found = changes(&client, &before, &after).await?;
+        if as_json {
+            let all: Vec<_> = found
+                .iter()
+                .map(|change| {
+                    json!({
+                        "change": word(change).0,
+                        "before": change.before.as_ref().map(entry_json),
+                        "after": change.after.as_ref().map(entry_json),
+                    })
+                })
+                .collect();
+            println!("{}", serde_json::to_string_pretty(&all)?);
+            return Ok(());
+        }
+        if patch {
+            for change in &found {
+                print_patch(&client, &before, &after, change).await?;
+            }
+            return Ok(());
+        }
+        if !stat {
+            let rows: Vec<Vec<String>> = found
+                .iter()
+                .map(|change| vec![word(change).1.to_string(), sizes(change), path(&of(change).path)])
+                .collect();
+            table::print(&["", "SIZE", "PATH"], &rows);
+        }
+        let count = |letter: char| found.iter().filter(|change| word(change).1 == letter).count();
+        println!(
+            "{} to {}: {} added, {} changed, {} removed, {} replaced, {} touched",
+            time(before.time),
+            time(after.time),
+            count('A'),
+            count('M'),
+            count('D'),
+            count('T'),
+            count('t')
+        );
+        Ok(())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A file's text; none for what is no file, too long or not text.
+async fn text(
+    client: &KeeperClient,
+    commit: &api::Commit,
+    entry: Option<&api::Entry>,
+) -> Result<Option<String>> {
+    let Some(entry) = entry else {
+        return Ok(Some(String::new()));
+    };
+    if entry.kind != "file" || entry.size > LONGEST_TEXT {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    read(client, pinned(commit), &entry.path, |part| {
+        bytes.extend_from_slice(part);
+        Ok(true)
+    })
+    .await?;
+    Ok(String::from_utf8(bytes).ok().filter(|text| !text.contains('\0')))
+}
+
+async fn print_patch(
+    client: &KeeperClient,
+    before: &api::Commit,
+    after: &api::Commit,
+    change: &api::Change,
+) -> Result<()> {
+    let name = path(&of(change).path);
+    let (old, new) = (
+        text(client, before, change.before.as_ref()).await?,
+        text(client, after, change.after.as_ref()).await?,
+    );
+    let (Some(old), Some(new)) = (old, new) else {
+        println!("{} {name} {}", word(change).1, sizes(change));
+        return Ok(());
+    };
+    let difference = similar::TextDiff::from_lines(&old, &new);
+    let label = |side: &str, there: bool| {
+        if there {
+            format!("{side}{name}")
+        } else {
+            "/dev/null".into()
+        }
+    };
+    print!(
+        "{}",
+        difference.unified_diff().context_radius(3).header(
+            &label("a", change.before.is_some()),
+            &label("b", change.after.is_some())
+        )
+    );
+    Ok(())
+}
+
+/// Lists every change over time.
+pub fn timeline(
+    config: &Config,
+    state: &str,
+    glob: Option<&str>,
+    since: Option<&str>,
+    as_json: bool,
+) -> Result<ExitCode> {
+    let oldest = match since {
+        Some(text) => {
+            let age = runtime_spec::duration::parse(text)
+                .context("--since expects a duration such as 10m or 2h")?;
+            let now = jiff::Timestamp::now().as_nanosecond();
+            i64::try_from(now)
+                .unwrap_or(i64::MAX)
+                .saturating_sub(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX))
+        }
+        None => i64::MIN,
+    };
+    let mut lines = Vec::new();
+    with_keeper(config, async |client| {
+        let mut after = resolve(&client, state).await?;
+        // Newest first: a commit and the one before it.
+        while after.time >= oldest && after.given_up.is_empty() && !after.previous.is_empty() {
+            let before = resolve(&client, &format!("{}@{}", after.state, after.previous)).await?;
+            if !before.given_up.is_empty() {
+                break;
+            }
+            let found = changes(&client, &before, &after).await?;
+            lines.push((after, found));
+            after = before;
+        }
+        Ok(())
+    })?;
+    lines.reverse();
+    let wanted = |change: &api::Change| match glob {
+        Some(glob) => matches(glob.as_bytes(), &of(change).path),
+        // A directory's time says no more than what happened in it.
+        None => word(change).1 != 't',
+    };
+    let all = lines.iter().flat_map(|(commit, changes)| {
+        changes
+            .iter()
+            .filter(|change| wanted(change))
+            .map(move |change| (commit, change))
+    });
+    if as_json {
+        let all: Vec<_> = all
+            .map(|(commit, change)| {
+                json!({
+                    "time_ns": commit.time, "commit": commit.id, "change": word(change).0,
+                    "path": String::from_utf8_lossy(&of(change).path),
+                    "size": change.after.as_ref().map(|entry| entry.size),
+                    "size_before": change.before.as_ref().map(|entry| entry.size),
+                })
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        let rows: Vec<Vec<String>> = all
+            .map(|(commit, change)| {
+                vec![
+                    time(commit.time),
+                    short(&commit.id).to_owned(),
+                    word(change).1.to_string(),
+                    sizes(change),
+                    path(&of(change).path),
+                ]
+            })
+            .collect();
+        table::print(&["TIME", "COMMIT", "", "SIZE", "PATH"], &rows);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a path is like a pattern: `*` is anything, `?` one byte.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    // Where the last star was, and how far the text was then: the only place to go back to.
+    let (mut p, mut t, mut star) = (0, 0, None);
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(wanted) if *wanted == b'?' || text.get(t) == Some(wanted) => {
+                p += 1;
+                t += 1;
+            }
+            _ => match star {
+                Some((at, from)) => {
+                    star = Some((at, from + 1));
+                    p = at + 1;
+                    t = from + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern
+        .get(p..)
+        .is_some_and(|rest| rest.iter().all(|b| *b == b'*'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, text, like) in [
+            ("/etc/*", "/etc/hosts", true),
+            ("/etc/*", "/var/etc/hosts", false),
+            ("*.conf", "/a/b.conf", true),
+            ("*.conf", "/a/b.conf.old", false),
+            ("/a?c", "/abc", true),
+            ("/a?c", "/ac", false),
+            ("*a*b*", "xxaxxbxx", true),
+            ("*a*b*", "xxbxxaxx", false),
+            ("", "", true),
+            ("*", "", true),
+        ] {
+            assert_eq!(
+                matches(pattern.as_bytes(), text.as_bytes()),
+                like,
+                "{pattern} {text}"
+            );
+        }
+    }
+}

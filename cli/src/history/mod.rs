@@ -1,0 +1,277 @@
+//! What was, and going back to it: `log`, `show`, `diff`, `ls`, `cat`, `timeline`, `commit`, `tag`, `restore`, `undo`,
+//! `fork`, `export`, `verify`, `gc`, `audit`, `prove`, `stats`.
+
+mod change;
+mod client;
+mod look;
+mod store;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// The commands. A version is written `STATE@VERSION`: `web@head`, `web@~3`, `web@-5m`, `web@2026-11-20T19:02:11Z`,
+/// `'web@2026-11-20 19:02:11'`, `web@TAG`, `web@1a2b3c`; a state alone is its newest commit.
+#[derive(Subcommand)]
+pub enum Command {
+    /// List a state's commits, newest first
+    Log {
+        /// The state, or a version to begin with: web, web@-1h
+        version: String,
+        /// At most so many
+        #[arg(long, short = 'n', default_value_t = 20)]
+        limit: u32,
+        /// Print JSON, one array of objects
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one commit: when, why, what it stood on, what it changed
+    Show {
+        /// The version
+        version: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// What changed between two versions
+    Diff {
+        /// The older version
+        before: String,
+        /// The newer one; the newest of the same state where it is not given
+        after: Option<String>,
+        /// Show changed text files line by line
+        #[arg(long, short)]
+        patch: bool,
+        /// Only say how much
+        #[arg(long)]
+        stat: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List what a version holds: what the container wrote, not what the image has
+    Ls {
+        /// The version
+        version: String,
+        /// A path in the container
+        path: Option<String>,
+        /// All that is below it
+        #[arg(long, short = 'R')]
+        recursive: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a file of a version
+    Cat {
+        /// The version
+        version: String,
+        /// The file's path in the container
+        path: String,
+    },
+    /// List every recorded change of every file, newest last
+    Timeline {
+        /// The state
+        state: String,
+        /// Only paths like this: '/var/lib/*.conf' (* is anything, ? one character)
+        #[arg(long)]
+        path: Option<String>,
+        /// Only what is younger than this: 10m, 2h
+        #[arg(long)]
+        since: Option<String>,
+        /// Print JSON, one array of objects
+        #[arg(long)]
+        json: bool,
+    },
+    /// Record a state now
+    Commit {
+        /// The state
+        state: String,
+        /// What to remember it by
+        #[arg(long, short, default_value = "")]
+        message: String,
+        /// A tag to give it
+        #[arg(long)]
+        tag: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a version a name of its own, or take one away
+    Tag {
+        /// The version
+        version: String,
+        /// The tag
+        name: String,
+        /// Take it away
+        #[arg(long)]
+        delete: bool,
+    },
+    /// Go back to a version: at once, or at the next start of a container that runs
+    Restore(Restore),
+    /// Take the last restore back
+    Undo {
+        /// The state
+        state: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Begin a state with a version of another; it costs no space
+    Fork {
+        /// The version
+        version: String,
+        /// The new state's name
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a version, or a part of it, into a directory
+    Export {
+        /// The version
+        version: String,
+        /// The directory; made where it is missing, else empty
+        to: PathBuf,
+        /// Only this path of the container
+        #[arg(long)]
+        path: Option<String>,
+    },
+    /// Is everything in the store, and is it what it was?
+    Verify {
+        /// Read chunks too: all, or a share such as 5%
+        #[arg(long, num_args = 0..=1, default_missing_value = "100%", require_equals = true, value_parser = percent)]
+        read_data: Option<u32>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give up the content of old commits by the rules, and get the space back
+    Gc {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Walk a state's chain of commits and prove that nothing was altered or removed
+    Audit {
+        /// The state
+        state: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a proof that a file was in a version, to standard output
+    Prove {
+        /// The version
+        version: String,
+        /// The file's path in the container
+        path: String,
+    },
+    /// Check such a proof, without the store
+    CheckProof {
+        /// The file with the proof
+        proof: PathBuf,
+        /// The commit that it must be of: what `show` says
+        #[arg(long)]
+        commit: Option<String>,
+    },
+    /// What the store holds, and what it takes
+    Stats {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Going back.
+#[derive(Args)]
+pub struct Restore {
+    /// The version, or with --cancel a state
+    pub version: String,
+    /// Only this path of the container, into a state that is not in use
+    #[arg(long)]
+    pub path: Option<String>,
+    /// Into this directory instead of the live tree, at any time
+    #[arg(long)]
+    pub to: Option<PathBuf>,
+    /// Only say what would change
+    #[arg(long, conflicts_with_all = ["to", "cancel"])]
+    pub dry_run: bool,
+    /// Give up a restore that waits for the next start
+    #[arg(long, conflicts_with_all = ["to", "path"])]
+    pub cancel: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text);
+    let number: u32 = number
+        .parse()
+        .map_err(|_| "expected a share such as 5%".to_owned())?;
+    if number > 100 {
+        return Err("there are only 100%".into());
+    }
+    Ok(number)
+}
+
+/// Does what a command says.
+///
+/// # Errors
+/// The keeper's, as it says them.
+pub fn run(
+    config: &runtime_spec::config::Config,
+    command: &Command,
+) -> anyhow::Result<std::process::ExitCode> {
+    match command {
+        Command::Log { version, limit, json } => look::log(config, version, *limit, *json),
+        Command::Show { version, json } => look::show(config, version, *json),
+        Command::Diff {
+            before,
+            after,
+            patch,
+            stat,
+            json,
+        } => change::diff(config, before, after.as_deref(), *patch, *stat, *json),
+        Command::Ls {
+            version,
+            path,
+            recursive,
+            json,
+        } => look::ls(config, version, path.as_deref().unwrap_or(""), *recursive, *json),
+        Command::Cat { version, path } => look::cat(config, version, path),
+        Command::Timeline {
+            state,
+            path,
+            since,
+            json,
+        } => change::timeline(config, state, path.as_deref(), since.as_deref(), *json),
+        Command::Commit {
+            state,
+            message,
+            tag,
+            json,
+        } => store::commit(config, state, message, tag.as_deref(), *json),
+        Command::Tag {
+            version,
+            name,
+            delete,
+        } => store::tag(config, version, name, *delete),
+        Command::Restore(restore) => store::restore(config, restore),
+        Command::Undo { state, json } => store::undo(config, state, *json),
+        Command::Fork { version, name, json } => store::fork(config, version, name, *json),
+        Command::Export { version, to, path } => {
+            store::export(config, version, to, path.as_deref().unwrap_or(""))
+        }
+        Command::Verify { read_data, json } => store::verify(config, read_data.unwrap_or(0), *json),
+        Command::Gc { dry_run, json } => store::gc(config, *dry_run, *json),
+        Command::Audit { state, json } => store::audit(config, state, *json),
+        Command::Prove { version, path } => store::prove(config, version, path),
+        Command::CheckProof { proof, commit } => store::check_proof(proof, commit.as_deref()),
+        Command::Stats { json } => store::stats(config, *json),
+    }
+}

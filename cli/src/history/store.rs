@@ -1,0 +1,361 @@
+//! Changing history's end, and looking after the store.
+
+use std::{io::Write, path::Path, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+use keeper_api::keeper::keeper as api;
+use protobuf::MessageField;
+use runtime_spec::config::Config;
+use serde_json::json;
+use store::tree::Proof;
+
+use super::{
+    Restore, change,
+    client::{patient, said, version, with_keeper},
+    look::{commit_json, path, resolve, short, time},
+};
+use crate::table;
+
+fn told(what: &str, commit: &api::Commit, as_json: bool) -> Result<ExitCode> {
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(&commit_json(commit))?);
+    } else {
+        println!(
+            "{what} {}@{} ({})",
+            commit.state,
+            short(&commit.id),
+            time(commit.time)
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Records a state now.
+pub fn commit(
+    config: &Config,
+    state: &str,
+    message: &str,
+    tag: Option<&str>,
+    as_json: bool,
+) -> Result<ExitCode> {
+    let made = with_keeper(config, async |client| {
+        let request = api::CommitRequest {
+            state: state.into(),
+            message: message.into(),
+            ..api::CommitRequest::default()
+        };
+        let made = said(client.commit(patient(), &request).await)?
+            .commit
+            .unwrap_or_default();
+        let Some(tag) = tag else { return Ok(made) };
+        let request = api::TagRequest {
+            version: MessageField::some(version(&format!("{}@{}", made.state, made.id))),
+            name: tag.into(),
+            ..api::TagRequest::default()
+        };
+        Ok(said(client.tag(patient(), &request).await)?
+            .commit
+            .unwrap_or_default())
+    })?;
+    told("recorded", &made, as_json)
+}
+
+/// Names a version.
+pub fn tag(config: &Config, of: &str, name: &str, delete: bool) -> Result<ExitCode> {
+    let commit = with_keeper(config, async |client| {
+        let request = api::TagRequest {
+            version: MessageField::some(version(of)),
+            name: name.into(),
+            remove: delete,
+            ..api::TagRequest::default()
+        };
+        Ok(said(client.tag(patient(), &request).await)?
+            .commit
+            .unwrap_or_default())
+    })?;
+    if delete {
+        println!("{} has no tag {name} any more", commit.state);
+        return Ok(ExitCode::SUCCESS);
+    }
+    told(&format!("{name} is"), &commit, false)
+}
+
+/// Goes back.
+pub fn restore(config: &Config, how: &Restore) -> Result<ExitCode> {
+    if let Some(to) = &how.to {
+        return export(config, &how.version, to, how.path.as_deref().unwrap_or(""));
+    }
+    if how.dry_run {
+        let state = how
+            .version
+            .split_once('@')
+            .map_or(how.version.as_str(), |(state, _)| state);
+        return change::diff(config, state, Some(&how.version), false, false, how.json);
+    }
+    let request = api::RestoreRequest {
+        version: MessageField::some(version(&how.version)),
+        path: how.path.as_deref().unwrap_or_default().as_bytes().to_vec(),
+        cancel: how.cancel,
+        ..api::RestoreRequest::default()
+    };
+    if how.cancel {
+        with_keeper(config, async |client| {
+            said(client.restore(patient(), &request).await)
+        })?;
+        println!("The next start of {} begins with what is there.", how.version);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let done = with_keeper(config, async |client| {
+        said(client.restore(patient(), &request).await)
+    })?;
+    restored(&done, how.json)
+}
+
+fn restored(done: &api::RestoreResponse, as_json: bool) -> Result<ExitCode> {
+    if as_json {
+        let value = json!({
+            "before": done.before.as_ref().map(commit_json),
+            "after": done.after.as_ref().map(commit_json),
+            "waits_for_next_start": done.waits,
+        });
+        println!("{}", serde_json::to_string_pretty(&value)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let before = done.before.get_or_default();
+    match done.after.as_ref() {
+        Some(after) => println!(
+            "restored {}: its next start begins with {}\nwhat was there is {}@{}; diffkeeper undo {} goes back to it",
+            after.state,
+            after.message,
+            before.state,
+            short(&before.id),
+            after.state
+        ),
+        None => println!(
+            "{} is in use: its next start begins with that version. Restart the container, or call it off with diffkeeper \
+             restore --cancel {}",
+            before.state, before.state
+        ),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes the last restore back.
+pub fn undo(config: &Config, state: &str, as_json: bool) -> Result<ExitCode> {
+    let done = with_keeper(config, async |client| {
+        let mut at = resolve(&client, state).await?;
+        while at.reason != "restore" {
+            if at.previous.is_empty() {
+                bail!("{} was never restored: there is nothing to undo", at.state);
+            }
+            at = resolve(&client, &format!("{}@{}", at.state, at.previous)).await?;
+        }
+        let request = api::RestoreRequest {
+            version: MessageField::some(version(&format!("{}@{}", at.state, at.previous))),
+            ..api::RestoreRequest::default()
+        };
+        said(client.restore(patient(), &request).await)
+    })?;
+    restored(&done, as_json)
+}
+
+/// Begins a state with a version of another.
+pub fn fork(config: &Config, of: &str, name: &str, as_json: bool) -> Result<ExitCode> {
+    let made = with_keeper(config, async |client| {
+        let request = api::ForkRequest {
+            version: MessageField::some(version(of)),
+            name: name.into(),
+            ..api::ForkRequest::default()
+        };
+        Ok(said(client.fork(patient(), &request).await)?
+            .commit
+            .unwrap_or_default())
+    })?;
+    told("made", &made, as_json)
+}
+
+/// Puts a version into a directory.
+pub fn export(config: &Config, of: &str, to: &Path, below: &str) -> Result<ExitCode> {
+    let to = std::path::absolute(to).with_context(|| format!("make {} absolute", to.display()))?;
+    let done = with_keeper(config, async |client| {
+        let request = api::ExportRequest {
+            version: MessageField::some(version(of)),
+            path: below.as_bytes().to_vec(),
+            to: to.to_str().context("the directory's name is not UTF-8")?.into(),
+            ..api::ExportRequest::default()
+        };
+        said(client.export(patient(), &request).await)
+    })?;
+    println!(
+        "{} entries, {}, in {}",
+        done.entries,
+        table::bytes(done.bytes),
+        to.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Verifies the store.
+pub fn verify(config: &Config, percent: u32, as_json: bool) -> Result<ExitCode> {
+    let done = with_keeper(config, async |client| {
+        let request = api::VerifyRequest {
+            percent,
+            ..api::VerifyRequest::default()
+        };
+        said(client.verify(patient(), &request).await)
+    })?;
+    let well = done.problems.is_empty();
+    if as_json {
+        let problems: Vec<_> = done
+            .problems
+            .iter()
+            .map(|problem| json!({"what": problem.what, "needed_by": problem.needed_by}))
+            .collect();
+        let value = json!({"commits": done.commits, "objects": done.objects, "bytes_read": done.read, "problems": problems});
+        println!("{}", serde_json::to_string_pretty(&value)?);
+    } else {
+        for problem in &done.problems {
+            println!("{}", problem.what);
+            for place in &problem.needed_by {
+                println!("    {place}");
+            }
+        }
+        println!(
+            "{} commits, {} objects, {} read: {}",
+            done.commits,
+            done.objects,
+            table::bytes(done.read),
+            match done.problems.len() {
+                0 => "all is well".to_owned(),
+                n => format!("{n} problems"),
+            }
+        );
+    }
+    Ok(if well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Gets space back.
+pub fn gc(config: &Config, dry_run: bool, as_json: bool) -> Result<ExitCode> {
+    let done = with_keeper(config, async |client| {
+        let request = api::GcRequest {
+            dry_run,
+            ..api::GcRequest::default()
+        };
+        said(client.gc(patient(), &request).await)
+    })?;
+    if as_json {
+        let value = json!({
+            "commits_given_up": done.expired, "objects": done.objects, "bytes_freed": done.freed,
+            "bytes_copied": done.copied, "packs": done.packs, "dry_run": dry_run,
+        });
+        println!("{}", serde_json::to_string_pretty(&value)?);
+    } else {
+        println!(
+            "{}{} commits give up their content; {} unneeded objects; {} freed, {} copied for it, {} packs",
+            if dry_run { "would: " } else { "" },
+            done.expired,
+            done.objects,
+            table::bytes(done.freed),
+            table::bytes(done.copied),
+            done.packs
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Walks a chain.
+pub fn audit(config: &Config, state: &str, as_json: bool) -> Result<ExitCode> {
+    let done = with_keeper(config, async |client| {
+        let request = api::AuditRequest {
+            state: state.into(),
+            ..api::AuditRequest::default()
+        };
+        said(client.audit(patient(), &request).await)
+    })?;
+    if as_json {
+        let value = json!({"commits": done.commits, "head": done.head, "given_up": done.given_up});
+        println!("{}", serde_json::to_string_pretty(&value)?);
+    } else {
+        println!(
+            "{} commits up to {}: each is what the next one calls it; {} have given up their content",
+            done.commits,
+            short(&done.head),
+            done.given_up
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a proof.
+pub fn prove(config: &Config, of: &str, at: &str) -> Result<ExitCode> {
+    let done = with_keeper(config, async |client| {
+        let request = api::ProveRequest {
+            version: MessageField::some(version(of)),
+            path: at.as_bytes().to_vec(),
+            ..api::ProveRequest::default()
+        };
+        said(client.prove(patient(), &request).await)
+    })?;
+    std::io::stdout()
+        .write_all(&done.proof)
+        .context("write the proof")?;
+    eprintln!("{} bytes: {at} is in commit {}", done.proof.len(), done.commit);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Checks a proof.
+pub fn check_proof(file: &Path, expected: Option<&str>) -> Result<ExitCode> {
+    let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    let (id, commit, entry) = Proof::read(&bytes)?.check()?;
+    if let Some(expected) = expected
+        && !(expected.len() >= 8 && id.to_string().starts_with(&expected.to_ascii_lowercase()))
+    {
+        bail!("it is of commit {id}, not of {expected}");
+    }
+    println!(
+        "{} ({} bytes) is in commit {id} of {} ({})",
+        path(store::format::Shown(&entry.key).to_string().as_bytes()),
+        entry.size,
+        commit.state,
+        time(commit.time)
+    );
+    if expected.is_none() {
+        println!("that this is the commit that you mean, only its name can tell: --commit");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the store holds.
+pub fn stats(config: &Config, as_json: bool) -> Result<ExitCode> {
+    let done = with_keeper(config, async |client| {
+        said(client.stats(patient(), &api::StatsRequest::default()).await)
+    })?;
+    if as_json {
+        let value = json!({
+            "states": done.states, "commits": done.commits, "packs": done.packs, "pack_bytes": done.pack_bytes,
+            "objects": done.objects, "chunks": done.chunks, "content_bytes": done.content_bytes,
+            "stored_bytes": done.stored_bytes, "free_bytes": done.free_bytes,
+        });
+        println!("{}", serde_json::to_string_pretty(&value)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    table::print(
+        &["", ""],
+        &[
+            vec!["states".into(), done.states.to_string()],
+            vec!["commits".into(), done.commits.to_string()],
+            vec!["different content".into(), table::bytes(done.content_bytes)],
+            vec!["takes".into(), table::bytes(done.stored_bytes)],
+            vec![
+                "packs".into(),
+                format!("{}, {}", done.packs, table::bytes(done.pack_bytes)),
+            ],
+            vec!["free on the disk".into(), table::bytes(done.free_bytes)],
+        ],
+    );
+    Ok(ExitCode::SUCCESS)
+}

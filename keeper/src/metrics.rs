@@ -1,0 +1,196 @@
+//! What was done, in numbers: Prometheus' text form. The predecessor's names where they fit.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use store::Recorded;
+
+use crate::{Error, keeper::Keeper};
+
+/// Upper ends of a histogram's buckets, in seconds.
+const BUCKETS: [f64; 12] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+];
+
+/// How often how long.
+#[derive(Debug, Default, Clone)]
+struct Histogram {
+    buckets: [u64; BUCKETS.len()],
+    count: u64,
+    sum: f64,
+}
+
+impl Histogram {
+    fn add(&mut self, time: Duration) {
+        let seconds = time.as_secs_f64();
+        self.count += 1;
+        self.sum += seconds;
+        for (bucket, end) in self.buckets.iter_mut().zip(BUCKETS) {
+            *bucket += u64::from(seconds <= end);
+        }
+    }
+
+    fn write(&self, text: &mut String, name: &str, help: &str) {
+        let mut line = |line: String| {
+            text.push_str(&line);
+            text.push('\n');
+        };
+        line(format!("# HELP {name} {help}"));
+        line(format!("# TYPE {name} histogram"));
+        for (end, count) in BUCKETS.iter().zip(self.buckets) {
+            line(format!("{name}_bucket{{le=\"{end}\"}} {count}"));
+        }
+        line(format!("{name}_bucket{{le=\"+Inf\"}} {}", self.count));
+        line(format!("{name}_sum {}", self.sum));
+        line(format!("{name}_count {}", self.count));
+    }
+}
+
+/// What was done since the start.
+#[derive(Debug, Default)]
+pub struct Counts(Mutex<Inner>);
+
+#[derive(Debug, Default, Clone)]
+struct Inner {
+    captures: Histogram,
+    pauses: Histogram,
+    restores: Histogram,
+    commits: u64,
+    failures: u64,
+    restore_failures: u64,
+    /// By state: when it was last recorded, nanoseconds since 1970.
+    last: BTreeMap<String, i64>,
+}
+
+impl Counts {
+    pub(crate) fn captured(&self, made: &Result<Option<Recorded>, Error>, took: Duration) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.captures.add(took);
+        match made {
+            Ok(Some(recorded)) => {
+                inner.commits += 1;
+                if recorded.commit.pause > 0 {
+                    inner.pauses.add(Duration::from_nanos(recorded.commit.pause));
+                }
+                inner
+                    .last
+                    .insert(recorded.commit.state.clone(), recorded.commit.time);
+            }
+            Ok(None) => {}
+            Err(_) => inner.failures += 1,
+        }
+    }
+
+    pub(crate) fn restored(&self, well: bool, took: Duration) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.restores.add(took);
+        inner.restore_failures += u64::from(!well);
+    }
+}
+
+impl Keeper {
+    /// All metrics.
+    ///
+    /// # Errors
+    /// A failing disk.
+    pub fn metrics(&self) -> Result<String, Error> {
+        let inner = self
+            .counts
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let usage = self.store().usage()?;
+        let mut text = String::new();
+        let mut one = |name: &str, kind: &str, help: &str, value: f64| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        };
+        #[allow(clippy::cast_precision_loss)]
+        let number = |n: u64| n as f64;
+        one("diffkeeper_up", "gauge", "The keeper answers.", 1.0);
+        one(
+            "diffkeeper_capture_total",
+            "counter",
+            "Looks at live trees.",
+            number(inner.captures.count),
+        );
+        one(
+            "diffkeeper_commit_total",
+            "counter",
+            "Commits made.",
+            number(inner.commits),
+        );
+        one(
+            "diffkeeper_capture_failures_total",
+            "counter",
+            "Looks that failed.",
+            number(inner.failures),
+        );
+        one(
+            "diffkeeper_recovery_total",
+            "counter",
+            "Restores.",
+            number(inner.restores.count),
+        );
+        one(
+            "diffkeeper_recovery_failures_total",
+            "counter",
+            "Restores that failed.",
+            number(inner.restore_failures),
+        );
+        one(
+            "diffkeeper_store_size_bytes",
+            "gauge",
+            "Bytes in packs.",
+            number(usage.bytes),
+        );
+        one(
+            "diffkeeper_chunk_total",
+            "gauge",
+            "Different chunks.",
+            number(usage.chunks),
+        );
+        one(
+            "diffkeeper_storage_saved_bytes_total",
+            "gauge",
+            "Bytes of different content less the bytes that they take.",
+            number(usage.content.saturating_sub(usage.stored)),
+        );
+        one(
+            "diffkeeper_store_free_bytes",
+            "gauge",
+            "Free space of the store's disk.",
+            number(self.free()?),
+        );
+        inner.captures.write(
+            &mut text,
+            "diffkeeper_capture_duration_seconds",
+            "How long a look at a live tree took, with the commit that came of it.",
+        );
+        inner.pauses.write(
+            &mut text,
+            "diffkeeper_pause_duration_seconds",
+            "How long containers stood still for a commit.",
+        );
+        inner.restores.write(
+            &mut text,
+            "diffkeeper_recovery_duration_seconds",
+            "How long restores took.",
+        );
+        let now = crate::keeper::now();
+        text.push_str("# HELP diffkeeper_last_commit_age_seconds Since a state's last commit.\n# TYPE diffkeeper_last_commit_age_seconds gauge\n");
+        for (state, time) in inner.last {
+            let age = Duration::from_nanos(now.saturating_sub(time).unsigned_abs()).as_secs_f64();
+            let _ = writeln!(
+                text,
+                "diffkeeper_last_commit_age_seconds{{state=\"{state}\"}} {age:.3}"
+            );
+        }
+        Ok(text)
+    }
+}

@@ -1,0 +1,116 @@
+//! The long-running keeper: `diffkeeper keeper`.
+
+use std::{io::Write, path::Path, sync::Arc, time::Duration};
+
+use runtime_spec::config::Config;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{
+    error::{Context, Result},
+    keeper::Keeper,
+    service::{Service, listen},
+    watch::Watch,
+};
+
+/// How long a commit may go on after a SIGTERM; then it is abandoned, which the store does not mind.
+const LAST_COMMIT: Duration = Duration::from_secs(4);
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// A store in use, damaged or of a newer version; a socket that cannot be made.
+pub fn serve(config: &Config) -> Result<()> {
+    // The store's lock says that no other keeper is there, before that one's socket is touched.
+    let keeper = Arc::new(Keeper::open(config)?);
+    let watch = Arc::new(Watch::new(keeper.clone())?);
+    let listener = listen(&config.keeper)?;
+    let looking = {
+        let watch = watch.clone();
+        std::thread::Builder::new()
+            .name("blueshift".into())
+            .spawn(move || watch.run())
+            .on("start a thread for", Path::new("BlueShift"))?
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()
+        .on("start", Path::new("the event loop"))?;
+    let served = runtime.block_on(async {
+        let mut server = Service::new(keeper.clone(), Some(watch.clone())).serve(listener).await?;
+        if let Some(address) = config.history.metrics {
+            match TcpListener::bind(address).await {
+                Ok(listener) => drop(tokio::spawn(metrics(listener, keeper.clone()))),
+                // Not worth going without history for.
+                Err(error) => tracing::error!(%address, %error, "metrics are not served: set `metrics` under [history]"),
+            }
+        }
+        tracing::info!(socket = %config.keeper.display(), store = %keeper.store().dir().display(), "the keeper is ready");
+        let mut terminate = signal(SignalKind::terminate()).on("wait for", Path::new("SIGTERM"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).on("wait for", Path::new("SIGINT"))?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        server.stop_listen().await;
+        Ok(())
+    });
+    watch.stop();
+    let since = std::time::Instant::now();
+    while !looking.is_finished() && since.elapsed() < LAST_COMMIT {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // The next keeper makes its own.
+    let _ = std::fs::remove_file(&config.keeper);
+    runtime.shutdown_background();
+    served
+}
+
+/// `GET /metrics` and `GET /healthz`, to whoever may connect: an address of this machine, unless configured otherwise.
+async fn metrics(listener: TcpListener, keeper: Arc<Keeper>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let keeper = keeper.clone();
+        tokio::spawn(async move {
+            // Whoever hangs up is gone.
+            let _ = tokio::time::timeout(Duration::from_secs(5), answer(stream, keeper)).await;
+        });
+    }
+}
+
+async fn answer(mut stream: TcpStream, keeper: Arc<Keeper>) -> std::io::Result<()> {
+    let (mut request, mut part) = (Vec::new(), [0; 1024]);
+    while !request.windows(4).any(|w| w == b"\r\n\r\n") && request.len() < 16 * 1024 {
+        match stream.read(&mut part).await? {
+            0 => break,
+            n => request.extend_from_slice(part.get(..n).unwrap_or_default()),
+        }
+    }
+    let line = request.split(|b| *b == b'\r').next().unwrap_or_default();
+    let path = line.split(|b| *b == b' ').nth(1).unwrap_or_default();
+    let (status, body) = match path {
+        b"/healthz" => ("200 OK", "ok\n".to_owned()),
+        b"/metrics" => match tokio::task::spawn_blocking(move || keeper.metrics()).await {
+            Ok(Ok(text)) => ("200 OK", text),
+            Ok(Err(error)) => ("500 Internal Server Error", format!("{error}\n")),
+            Err(error) => ("500 Internal Server Error", format!("{error}\n")),
+        },
+        _ => ("404 Not Found", "there are /metrics and /healthz\n".to_owned()),
+    };
+    let mut reply = Vec::new();
+    write!(
+        reply,
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )?;
+    stream.write_all(&reply).await?;
+    stream.shutdown().await
+}

@@ -1,0 +1,295 @@
+//! When each live tree is looked at.
+//!
+//! A state whose container runs is looked at once in each interval while something changes. When nothing does, the time
+//! between two looks doubles, up to a minute, and the kernel is asked to tell of the first change in any of the tree's
+//! directories. One event is all that is wanted: then the watches go, so that a container that writes is not slowed down
+//! by being watched. Events are hints; memory that is mapped is written without one, and the look after a minute sees it.
+
+use std::{
+    collections::HashMap,
+    os::fd::AsFd,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        inotify::{AddWatchFlags, InitFlags, Inotify},
+    },
+};
+use runtime_spec::name::StateName;
+use store::format::Reason;
+
+use crate::{error::Result, keeper::Keeper, tree};
+
+/// The longest time between two looks at a state in use.
+const LONGEST: Duration = Duration::from_secs(60);
+/// The same where the kernel tells of no changes: before 6.5 it does not see an overlay's writes on its upper.
+const BLIND: Duration = Duration::from_secs(10);
+/// A tree of more directories is not watched: the kernel's limit is for the whole node.
+const DIRECTORIES: usize = 4096;
+
+/// One state that is looked at.
+struct Watched {
+    at: Instant,
+    wait: Duration,
+    reason: Reason,
+    /// Nobody uses it: one look, and no more.
+    last: bool,
+    events: Option<Inotify>,
+}
+
+/// What tells the watch of states.
+pub struct Watch {
+    keeper: Arc<Keeper>,
+    states: Mutex<HashMap<StateName, Watched>>,
+    woken: EventFd,
+    stop: std::sync::atomic::AtomicBool,
+}
+
+impl Watch {
+    /// Of a keeper; finds the states that are in use already.
+    ///
+    /// # Errors
+    /// A failing disk.
+    pub fn new(keeper: Arc<Keeper>) -> Result<Watch> {
+        let woken = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| crate::Error::Io {
+                context: "make an eventfd".into(),
+                source: e.into(),
+            })?;
+        let watch = Watch {
+            keeper,
+            states: Mutex::default(),
+            woken,
+            stop: false.into(),
+        };
+        for info in watch.keeper.node().states()? {
+            if info.in_use_by.is_some() {
+                watch.in_use(info.name);
+            }
+        }
+        Ok(watch)
+    }
+
+    /// A container has taken or started with a state.
+    pub fn in_use(&self, name: StateName) {
+        let Some(interval) = self.keeper.interval(&name) else {
+            return;
+        };
+        self.put(
+            name,
+            Watched {
+                at: Instant::now() + interval,
+                wait: interval,
+                reason: Reason::Interval,
+                last: false,
+                events: None,
+            },
+        );
+    }
+
+    /// Its container has ended, or left it.
+    pub fn ended(&self, name: StateName) {
+        if self.keeper.interval(&name).is_none() {
+            return;
+        }
+        self.put(
+            name,
+            Watched {
+                at: Instant::now(),
+                wait: Duration::ZERO,
+                reason: Reason::Exit,
+                last: true,
+                events: None,
+            },
+        );
+    }
+
+    fn put(&self, name: StateName, watched: Watched) {
+        self.states
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name, watched);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // Full means that it is awake already.
+        let _ = self.woken.write(1);
+    }
+
+    /// Ends [`Watch::run`], after the commit that is being made.
+    pub fn stop(&self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Release);
+        self.wake();
+    }
+
+    /// Looks at states when it is time, until it is told to stop.
+    pub fn run(&self) {
+        while !self.stop.load(std::sync::atomic::Ordering::Acquire) {
+            match self.due() {
+                Some((name, watched)) => self.look(name, watched),
+                None => self.sleep(),
+            }
+        }
+    }
+
+    fn due(&self) -> Option<(StateName, Watched)> {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let name = states
+            .iter()
+            .filter(|(_, watched)| watched.at <= now)
+            .min_by_key(|(_, watched)| watched.at)
+            .map(|(name, _)| name.clone())?;
+        states.remove_entry(&name)
+    }
+
+    /// Until the next look, or somebody has something to say: an event of a watched tree brings its look forward.
+    fn sleep(&self) {
+        let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let next = states.values().map(|watched| watched.at).min();
+        let timeout = match next {
+            // Rounded up: to wake a moment too early is to wake twice.
+            Some(at) => at.saturating_duration_since(now) + Duration::from_millis(1),
+            None => Duration::MAX,
+        };
+        // Taken out while the lock is not held.
+        let events: Vec<(StateName, Inotify)> = {
+            let mut states = states;
+            states
+                .iter_mut()
+                .filter_map(|(name, watched)| Some((name.clone(), watched.events.take()?)))
+                .collect()
+        };
+        let mut fds = vec![PollFd::new(self.woken.as_fd(), PollFlags::POLLIN)];
+        fds.extend(
+            events
+                .iter()
+                .map(|(_, events)| PollFd::new(events.as_fd(), PollFlags::POLLIN)),
+        );
+        let timeout = match next {
+            Some(_) => PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX),
+            None => PollTimeout::NONE,
+        };
+        // Interrupted is woken too.
+        let _ = poll(&mut fds, timeout);
+        let spoke: Vec<bool> = fds.iter().skip(1).map(|fd| fd.any().unwrap_or(false)).collect();
+        let _ = self.woken.read();
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((name, events), spoke) in events.into_iter().zip(spoke) {
+            let Some(watched) = states.get_mut(&name) else {
+                continue;
+            };
+            if watched.last || watched.events.is_some() {
+                continue;
+            }
+            if spoke {
+                let interval = self.keeper.interval(&name).unwrap_or(LONGEST);
+                watched.wait = interval;
+                watched.at = watched.at.min(Instant::now() + interval);
+            } else {
+                watched.events = Some(events);
+            }
+        }
+    }
+
+    fn look(&self, name: StateName, mut watched: Watched) {
+        let state = self.keeper.node().state(&name);
+        // Shims that were killed tell nobody that their container has gone.
+        if !watched.last && state.in_use_by().is_none() {
+            watched.last = true;
+            watched.reason = Reason::Exit;
+        }
+        let begun = Instant::now();
+        let made = self.keeper.commit(&name, watched.reason, None);
+        let took = begun.elapsed();
+        let interval = self.keeper.interval(&name).unwrap_or(LONGEST);
+        let idle = match made {
+            Ok(Some(recorded)) => {
+                tracing::info!(state = %name, commit = recorded.id.short(), changed = recorded.commit.changed,
+                    written = recorded.commit.written, pause_ms = recorded.commit.pause / 1_000_000,
+                    took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "committed");
+                false
+            }
+            Ok(None) => true,
+            Err(crate::Error::NotFound(_)) => return,
+            Err(error) => {
+                tracing::error!(state = %name, %error, "the state could not be recorded");
+                true
+            }
+        };
+        if watched.last {
+            return;
+        }
+        if idle {
+            watched.wait = (watched.wait * 2).min(LONGEST);
+            if watched.events.is_none() {
+                watched.events = arm(&self.keeper, &name);
+            }
+            if watched.events.is_none() {
+                watched.wait = watched.wait.min(BLIND.max(interval));
+            }
+        } else {
+            watched.wait = interval;
+            watched.events = None;
+        }
+        // A look that takes long must not take the machine: one part in ten.
+        watched.at = Instant::now() + watched.wait.max(took * 9);
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was said meanwhile is newer.
+        states.entry(name).or_insert(watched);
+    }
+}
+
+/// Asks the kernel to tell of the first change in each directory; none where it cannot.
+fn arm(keeper: &Keeper, name: &StateName) -> Option<Inotify> {
+    if !sees_overlays() {
+        return None;
+    }
+    let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
+    let what = AddWatchFlags::IN_ATTRIB
+        | AddWatchFlags::IN_CREATE
+        | AddWatchFlags::IN_DELETE
+        | AddWatchFlags::IN_MODIFY
+        | AddWatchFlags::IN_MOVE
+        | AddWatchFlags::IN_ONESHOT
+        | AddWatchFlags::IN_ONLYDIR
+        | AddWatchFlags::IN_DONT_FOLLOW;
+    let mut directories = 0;
+    for root in keeper.node().state(name).roots() {
+        let path = if root.upper().is_dir() {
+            root.upper()
+        } else {
+            root.tree()
+        };
+        let walked = tree::directories(&path, |dir: &Path| {
+            directories += 1;
+            if directories > DIRECTORIES {
+                return Err(std::io::Error::other("too many directories"));
+            }
+            events.add_watch(dir, what)?;
+            Ok(())
+        });
+        walked.ok()?;
+    }
+    Some(events)
+}
+
+/// From 6.5 on what is written through an overlay is seen on its upper (commit bc2473c90fca).
+fn sees_overlays() -> bool {
+    let release = nix::sys::utsname::uname().ok();
+    let release = release
+        .as_ref()
+        .and_then(|name| name.release().to_str())
+        .unwrap_or_default();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|n| n.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(5))
+}
