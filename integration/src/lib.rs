@@ -4,6 +4,7 @@ pub mod api;
 pub mod bench;
 pub mod cri;
 pub mod daemon;
+pub mod databases;
 pub mod docker;
 pub mod wait;
 

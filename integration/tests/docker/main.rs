@@ -1,6 +1,8 @@
 //! End-to-end tests on a real Docker, with its overlay2 graph driver and with containerd's image store. What cannot run
 //! is reported by name and reason.
 
+mod databases;
+
 use std::{fs, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
@@ -29,10 +31,16 @@ const TESTS: &[(&str, Test)] = &[
 
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// Whether the long forms are wanted (`make soak`).
+fn soak() -> bool {
+    std::env::var_os("DIFFKEEPER_SOAK").is_some()
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let mut failed = false;
+    let tests: Vec<(&str, Test)> = [TESTS, databases::TESTS].concat();
     for store in ["overlay2", "containerd"] {
         if arguments.list {
             continue;
@@ -40,7 +48,7 @@ fn main() -> ExitCode {
         let docker = match Docker::up(store) {
             Ok(Ok(docker)) => Arc::new(docker),
             Ok(Err(reason)) => {
-                for (name, _) in TESTS {
+                for (name, _) in &tests {
                     println!("skipped docker-{store}::{name}: {reason}");
                 }
                 continue;
@@ -51,7 +59,9 @@ fn main() -> ExitCode {
                 continue;
             }
         };
-        let trials = TESTS
+        let (name, reason) = databases::SKIPPED;
+        println!("skipped docker-{store}::{name}: {reason}");
+        let trials = tests
             .iter()
             .map(|(name, test)| {
                 let (docker, test) = (docker.clone(), *test);
@@ -392,11 +402,7 @@ fn postgresql_survives_everything(d: &Docker) -> Result<()> {
     .ok()?;
     psql("create table acknowledged(n int)")?;
     let mut acknowledged = 0;
-    for round in 0..if std::env::var_os("DIFFKEEPER_SOAK").is_some() {
-        20
-    } else {
-        2
-    } {
+    for round in 0..if soak() { 20 } else { 2 } {
         std::thread::scope(|scope| -> Result<()> {
             // It ends with its container.
             scope.spawn(|| {
