@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod calls;
+mod databases;
 mod keeps;
 mod kills;
 mod parity;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         keeps::TESTS,
         kills::TESTS,
         pods::TESTS,
+        databases::TESTS,
         bad_input::TESTS,
     ]
     .concat();
