@@ -19,12 +19,14 @@ use crate::{
 pub struct Docker {
     /// Where it keeps images and roots: `overlay2` or `containerd`.
     pub store: String,
+    name: &'static str,
+    more: &'static [&'static str],
     env: HashMap<String, String>,
 }
 
-fn hack(what: &str, store: &str) -> Command {
+fn hack(what: &str, store: &str, name: &str) -> Command {
     let mut command = Command::new(repository().join("hack/dev-docker"));
-    command.args([what, "--store", store, "--name", "e2e"]);
+    command.args([what, "--store", store, "--name", name]);
     command
 }
 
@@ -34,17 +36,32 @@ impl Docker {
     /// # Errors
     /// When it should work and does not.
     pub fn up(store: &str) -> Result<Result<Docker, String>> {
+        Self::another(store, "e2e", &[])
+    }
+
+    /// Starts one of a name of its own, with more arguments for `hack/dev-docker up`. An inner error is the reason why
+    /// this machine cannot have it.
+    ///
+    /// # Errors
+    /// When it should work and does not.
+    pub fn another(
+        store: &str,
+        name: &'static str,
+        more: &'static [&'static str],
+    ) -> Result<Result<Docker, String>> {
         if !nix::unistd::geteuid().is_root() {
             return Ok(Err("needs root (mounts, namespaces, cgroups)".into()));
         }
-        let up = run(&mut hack("up", store))?;
+        let up = run(hack("up", store, name).args(more))?;
         if let Some(reason) = skipped(&up) {
             return Ok(Err(reason));
         }
         up.ok().context("hack/dev-docker up")?;
         Ok(Ok(Docker {
             store: store.into(),
-            env: exports(&mut hack("env", store))?,
+            name,
+            more,
+            env: exports(&mut hack("env", store, name))?,
         }))
     }
 
@@ -53,7 +70,9 @@ impl Docker {
     /// # Errors
     /// When it does not come up.
     pub fn restart(&self) -> Result<()> {
-        run(&mut hack("up", &self.store))?.ok().map(drop)
+        run(hack("up", &self.store, self.name).args(self.more))?
+            .ok()
+            .map(drop)
     }
 
     /// Kills the daemon alone: not its containerd, not its containers.
@@ -151,7 +170,9 @@ impl Docker {
             .join("diffkeeper/live")
             .to_string_lossy()
             .into_owned();
-        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        // A daemon may have mounts of its own; one that was killed has left them to its containerd.
+        let pid = fs::read_to_string(self.folder().join("exec/containerd/containerd.pid"))?;
+        let table = fs::read_to_string(format!("/proc/{}/mountinfo", pid.trim()))?;
         let ours = table.lines().filter(|line| line.contains(&live));
         Ok(ours.map(str::to_owned).collect())
     }
@@ -159,7 +180,7 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        let down = run(&mut hack("down", &self.store));
+        let down = run(&mut hack("down", &self.store, self.name));
         if let Err(error) = down.and_then(Ran::ok) {
             eprintln!("hack/dev-docker down: {error:#}");
         }

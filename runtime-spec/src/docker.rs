@@ -14,6 +14,23 @@ use crate::Error;
 /// containerd's namespace of Docker's containers.
 pub const NAMESPACE: &str = "moby";
 
+/// Whether this is containerd's namespace of a Docker's containers: `moby`, or where the daemon maps users to others
+/// (`userns-remap`) `moby-<uid>.<gid>`.
+#[must_use]
+pub fn is_namespace(namespace: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let of_remapped = |rest: &str| {
+        rest.strip_prefix('-')?
+            .split_once('.')
+            .map(|(u, g)| number(u) && number(g))
+    };
+    match namespace.strip_prefix(NAMESPACE) {
+        Some("") => true,
+        Some(rest) => of_remapped(rest) == Some(true),
+        None => false,
+    }
+}
+
 /// First words of the names that Docker gives to containers that nobody named: `elated_kare`, and after a collision
 /// `elated_kare3`.
 const FIRST_WORDS: &str = "admiring adoring affectionate agitated amazing angry awesome beautiful blissful bold \
@@ -216,6 +233,18 @@ mod tests {
             "zen_a-b",
         ] {
             assert!(!is_generated(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn namespaces() {
+        for ours in ["moby", "moby-300000.300000"] {
+            assert!(is_namespace(ours), "{ours}");
+        }
+        for other in [
+            "default", "mobydick", "moby-", "moby-1", "moby-1.", "moby-.1", "moby-1.x", "moby.1.2",
+        ] {
+            assert!(!is_namespace(other), "{other}");
         }
     }
 

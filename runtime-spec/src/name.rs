@@ -254,7 +254,7 @@ impl Identity {
             .annotation(STATE)
             .map(|value| (format!("annotation {STATE}"), value))
             .or_else(|| from_env.map(|value| (format!("environment variable {ENV_VARIABLE}"), value)));
-        if namespace == docker::NAMESPACE {
+        if docker::is_namespace(namespace) {
             return Self::of_docker(supplied, docker);
         }
         match &supplied {

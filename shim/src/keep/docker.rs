@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use runtime_spec::{
     bundle::{Bundle, Mount},
-    docker::{NAMESPACE, Record},
+    docker::{Record, is_namespace},
     mount::RootfsMount,
 };
 
@@ -30,7 +30,7 @@ impl Docker {
     /// A record that is there and does not parse.
     pub fn find(bundle: &Bundle, namespace: &str, id: &str) -> Result<Option<Docker>> {
         let one_name = Path::new(id).file_name().is_some_and(|name| name == id);
-        if namespace != NAMESPACE || !one_name {
+        if !is_namespace(namespace) || !one_name {
             return Ok(None);
         }
         let above = bundle.root.path.ancestors().skip(1);
