@@ -71,7 +71,11 @@ pub(crate) fn repository() -> PathBuf {
         .unwrap_or_default()
 }
 
-pub(crate) fn run(command: &mut Command) -> Result<Ran> {
+/// Runs a command to its end.
+///
+/// # Errors
+/// When it cannot be run at all.
+pub fn run(command: &mut Command) -> Result<Ran> {
     let output = command
         .stdin(Stdio::null())
         .output()

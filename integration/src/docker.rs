@@ -109,15 +109,36 @@ impl Docker {
         self.folder().join("diffkeeper/live/docker").join(name)
     }
 
-    /// A command that talks to it, ended after a minute.
-    #[must_use]
-    pub fn command(&self, args: &[&str]) -> Command {
+    fn tool(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
-            .args(["-k", "5", "60", "docker"])
+            .args(["-k", "5", "60", program])
             .args(args)
             .envs(&self.env);
         command
+    }
+
+    /// A command that talks to it, ended after a minute.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        self.tool("docker", args)
+    }
+
+    /// Runs `diffkeeper`.
+    ///
+    /// # Errors
+    /// When it cannot be run at all.
+    pub fn diffkeeper(&self, args: &[&str]) -> Result<Ran> {
+        run(&mut self.tool("diffkeeper", args))
+    }
+
+    /// Why the command line lacks this plugin; nothing where it has it.
+    ///
+    /// # Errors
+    /// When `docker` cannot be run at all.
+    pub fn lacks(&self, plugin: &str) -> Result<Option<String>> {
+        let found = self.docker(&[plugin, "version"])?.status == 0;
+        Ok((!found).then(|| format!("Docker's {plugin} cannot be fetched here (sid's docker-{plugin})")))
     }
 
     /// Runs `docker`.

@@ -1,6 +1,7 @@
 //! End-to-end tests on a real Docker, with its overlay2 graph driver and with containerd's image store. What cannot run
 //! is reported by name and reason.
 
+mod builds;
 mod databases;
 
 use std::{fs, process::ExitCode, sync::Arc, time::Duration};
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let mut failed = false;
-    let tests: Vec<(&str, Test)> = [TESTS, databases::TESTS].concat();
+    let tests: Vec<(&str, Test)> = [TESTS, builds::TESTS, databases::TESTS].concat();
     for store in ["overlay2", "containerd"] {
         if arguments.list {
             continue;
