@@ -2,6 +2,7 @@
 //! is reported by name and reason.
 
 mod builds;
+mod compose;
 mod databases;
 
 use std::{fs, process::ExitCode, sync::Arc, time::Duration};
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let mut failed = false;
-    let tests: Vec<(&str, Test)> = [TESTS, builds::TESTS, databases::TESTS].concat();
+    let tests: Vec<(&str, Test)> = [TESTS, builds::TESTS, compose::TESTS, databases::TESTS].concat();
     for store in ["overlay2", "containerd"] {
         if arguments.list {
             continue;
