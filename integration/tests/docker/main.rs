@@ -4,6 +4,7 @@
 mod builds;
 mod compose;
 mod databases;
+mod remapped;
 
 use std::{fs, process::ExitCode, sync::Arc, time::Duration};
 
@@ -42,7 +43,14 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let mut failed = false;
-    let tests: Vec<(&str, Test)> = [TESTS, builds::TESTS, compose::TESTS, databases::TESTS].concat();
+    let tests: Vec<(&str, Test)> = [
+        TESTS,
+        builds::TESTS,
+        compose::TESTS,
+        databases::TESTS,
+        remapped::TESTS,
+    ]
+    .concat();
     for store in ["overlay2", "containerd"] {
         if arguments.list {
             continue;
