@@ -59,8 +59,12 @@ struct Copy {
 /// # Errors
 /// The first entry that cannot be read or made.
 pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    copy_dir(tree::open_dir(from)?, from, to)
+}
+
+/// The same of a directory that is open; `from` is what errors call it.
+pub(crate) fn copy_dir(source: OwnedFd, from: &Path, to: &Path) -> Result<()> {
     let top = tree::open_dir(to)?;
-    let source = tree::open_dir(from)?;
     let mut copy = Copy {
         top: top.try_clone().on("open", to)?,
         links: HashMap::new(),

@@ -6,8 +6,8 @@
 use std::{
     ffi::OsString,
     fs::File,
-    io::ErrorKind,
-    os::fd::AsFd,
+    io::{self, ErrorKind},
+    os::fd::{AsFd, OwnedFd},
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         fs::PermissionsExt,
@@ -15,8 +15,10 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use nix::{fcntl::open, sys::stat::Mode};
+
 use crate::{
-    copy::copy_tree,
+    copy::copy_dir,
     error::{Context, Error, Result},
     layout::make,
     state::State,
@@ -188,6 +190,18 @@ impl RootDir {
     /// # Errors
     /// An entry that cannot be copied, a full or read-only disk.
     pub fn prepare_volume(&self, like: &Path) -> Result<PathBuf> {
+        self.prepare_volume_seen(like, |source| Ok(open(source, tree::DIR, Mode::empty())?))
+    }
+
+    /// The same, filled from the directory that `see` opens: `like`, seen with other owners.
+    ///
+    /// # Errors
+    /// Also those of `see`.
+    pub fn prepare_volume_seen(
+        &self,
+        like: &Path,
+        see: impl FnOnce(&Path) -> io::Result<OwnedFd>,
+    ) -> Result<PathBuf> {
         let tree = self.tree();
         if !tree.is_dir() {
             let fresh = self.dir.join("fresh");
@@ -208,7 +222,7 @@ impl RootDir {
                     ),
                 });
             }
-            copy_tree(&source, &fresh)?;
+            copy_dir(see(&source).on("look into", &source)?, &source, &fresh)?;
             // After a power cut there must not be the name without the content.
             let open = std::fs::File::open(&fresh).on("open", &fresh)?;
             nix::unistd::syncfs(&open).on("write to disk", &fresh)?;

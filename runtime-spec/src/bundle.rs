@@ -2,7 +2,10 @@
 //!
 //! Only the fields needed, and leniently: a bundle that runc would run must never fail here.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Deserializer};
 use serde_json::value::{RawValue, to_raw_value};
@@ -40,6 +43,9 @@ pub struct Edits {
     pub root_path: Option<String>,
     /// Other sources of mounts, by their place in the list.
     pub sources: BTreeMap<usize, PathBuf>,
+    /// Mounts whose files have the container's ids where the engine's had the host's, by their place in the list: they
+    /// get the container's own mappings.
+    pub mapped: BTreeSet<usize>,
     /// Bind mounts to be made before all others.
     pub binds: Vec<Bind>,
 }
@@ -79,6 +85,9 @@ pub struct Mount {
     /// As in fstab.
     #[serde(default, deserialize_with = "null_is_default")]
     pub options: Vec<String>,
+    /// User mappings of its own.
+    #[serde(default, rename = "uidMappings", deserialize_with = "null_is_default")]
+    pub uid_mappings: Vec<IdMapping>,
 }
 
 /// The first process.
@@ -152,6 +161,10 @@ impl Bundle {
         // Raw, because numbers that are read and written again may be others.
         type Fields = BTreeMap<String, Box<RawValue>>;
         let mut all: Fields = serde_json::from_slice(json).map_err(bad)?;
+        let linux = all
+            .get("linux")
+            .map(|linux| serde_json::from_str::<Fields>(linux.get()));
+        let linux = linux.and_then(Result::ok).unwrap_or_default();
         if let Some(path) = &edits.root_path {
             let root = all.get("root").map(|root| serde_json::from_str(root.get()));
             let mut root: Fields = root.and_then(Result::ok).unwrap_or_default();
@@ -180,6 +193,10 @@ impl Bundle {
             for (index, mut mount) in old.into_iter().enumerate() {
                 if let Some(source) = edits.sources.get(&index) {
                     mount.insert("source".into(), to_raw_value(source).map_err(bad)?);
+                }
+                if edits.mapped.contains(&index) {
+                    let maps = ["uidMappings", "gidMappings"].map(|key| Some((key, linux.get(key)?.clone())));
+                    mount.extend(maps.into_iter().flatten().map(|(key, map)| (key.into(), map)));
                 }
                 mounts.push(mount);
             }
@@ -243,6 +260,27 @@ mod tests {
                 {"destination": "/proc", "type": "proc"},
                 {"destination": "/d", "source": "/new", "uidMappings": [{"size": 1}]},
             ]})
+        );
+    }
+
+    #[test]
+    fn mounts_get_the_containers_mappings() {
+        let json =
+            br#"{"linux":{"uidMappings":[{"containerID":0,"hostID":7,"size":9}],"gidMappings":[{"size":1}]},
+            "mounts":[{"destination":"/a"},{"destination":"/b"}]}"#;
+        let edits = Edits {
+            sources: BTreeMap::from([(0, "/new".into()), (1, "/other".into())]),
+            mapped: BTreeSet::from([1]),
+            ..Edits::default()
+        };
+        let value: serde_json::Value = serde_json::from_slice(&Bundle::edit(json, &edits).unwrap()).unwrap();
+        assert_eq!(
+            value["mounts"],
+            serde_json::json!([
+                {"destination": "/a", "source": "/new"},
+                {"destination": "/b", "source": "/other", "uidMappings": [{"containerID": 0, "hostID": 7, "size": 9}],
+                 "gidMappings": [{"size": 1}]},
+            ])
         );
     }
 

@@ -177,6 +177,7 @@ mod tests {
             kind: kind.into(),
             source: source.into(),
             options: vec!["rbind".into(), "rw".into()],
+            ..Mount::default()
         }
     }
 

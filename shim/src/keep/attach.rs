@@ -2,20 +2,27 @@
 
 use std::{
     cell::Cell,
-    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use keeper_api::keeper::keeper::note_request::What;
 use live::{Attempt, Ending, Holder, Lease, Life, Node, Policy, Root, RootDir, State, Want};
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::stat::Mode,
+};
 use runtime_spec::{
     annotations::{Annotations, WhenMissing},
     bundle::{Bind, Bundle, Edits, IdMapping, Mount},
     config::Config,
     mount::{RootPlan, RootfsMount, Wants, targets},
     name::{Engine, StateName},
-    roots::{Roots, Wishes, is_cri_volume},
+    roots::{Roots, Volume, Wishes, is_cri_volume},
 };
 
 use super::{
@@ -166,7 +173,13 @@ impl Attach {
         }
         for volume in &roots.volumes {
             let root = state.root(&Root::Volume(volume.destination.clone()))?;
-            let tree = root.prepare_volume(&volume.source)?;
+            let tree = match self.owners_to_map(volume) {
+                Some(maps) => {
+                    edits.mapped.insert(volume.mount);
+                    root.prepare_volume_seen(&volume.source, |source| seen_from_inside(source, &maps))?
+                }
+                None => root.prepare_volume(&volume.source)?,
+            };
             edits.sources.insert(volume.mount, tree);
             mounted.push(root);
         }
@@ -436,6 +449,13 @@ impl Attach {
         })
     }
 
+    /// The mappings for a volume whose files the engine has with the host's ids, as Docker with remapped users does: on
+    /// disk there are the container's alone. CRI has them so itself, and says how its mount maps them.
+    fn owners_to_map(&self, volume: &Volume) -> Option<IdMaps> {
+        let mount = self.spec.parsed.mounts.get(volume.mount)?;
+        self.id_maps().filter(|_| mount.uid_mappings.is_empty())
+    }
+
     /// The owner of a root, as ids of the container: on disk there are no others. Layers that are mapped when they
     /// are mounted hold them already; others were copied for the container's range and hold the host's.
     fn owner_on_disk(&self, image: &std::fs::Metadata, mapped: bool) -> (u32, u32) {
@@ -498,6 +518,14 @@ impl Attach {
             .filter_map(|t| Some((t.destination, want(t.wants)?)))
             .collect()
     }
+}
+
+/// A directory, with owners as the container sees them.
+fn seen_from_inside(dir: &Path, maps: &IdMaps) -> std::io::Result<OwnedFd> {
+    let namespace = mounts::user_namespace(&maps.inverse()).map_err(std::io::Error::other)?;
+    let clone = mounts::mapped_clone(dir, &namespace).map_err(std::io::Error::other)?;
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Ok(openat(&clone, ".", flags, Mode::empty())?)
 }
 
 /// A host's id as the container knows it; itself where it is not mapped.

@@ -73,6 +73,25 @@ impl IdMaps {
     }
 }
 
+impl IdMaps {
+    /// From the host's ids to the container's.
+    #[must_use]
+    pub fn inverse(&self) -> IdMaps {
+        let swap = |maps: &[IdMapping]| {
+            let swapped = maps.iter().map(|m| IdMapping {
+                container_id: m.host_id,
+                host_id: m.container_id,
+                size: m.size,
+            });
+            swapped.collect()
+        };
+        IdMaps {
+            uids: swap(&self.uids),
+            gids: swap(&self.gids),
+        }
+    }
+}
+
 /// A user namespace with these mappings, to be referred to by descriptor.
 ///
 /// # Errors

@@ -16,6 +16,7 @@ use nix::{
 };
 use runtime_spec::mount::RootfsMount;
 
+pub use idmap::{mapped_clone, user_namespace};
 pub use info::{MountInfo, mounts_under};
 pub use overlay::{IdMaps, Overlay, mount_overlay, overlay_device};
 
