@@ -5,21 +5,23 @@ use std::{
     fs,
     future::Future,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig,
-    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    AttachRequest, ContainerConfig, ContainerEventResponse, ContainerMetadata, ContainerState,
+    ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ExecRequest, ExecSyncRequest,
+    ExecSyncResponse, GetEventsRequest, ImageSpec, LinuxContainerConfig, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
     runtime_service_client::RuntimeServiceClient,
 };
 use tonic::transport::Channel;
 
-use crate::{Daemon, wait::until};
+use crate::{Daemon, stream::Stream, wait::until};
 
 /// containerd's namespace of all that CRI makes.
 pub const NAMESPACE: &str = "k8s.io";
@@ -207,6 +209,45 @@ impl<'d> Cri<'d> {
         Ok(text(&ran.stdout))
     }
 
+    /// Runs a command in a container, with streams.
+    ///
+    /// # Errors
+    /// The service's own, and a connection that fails.
+    pub fn exec_streams(&self, request: ExecRequest) -> Result<Stream> {
+        Stream::open(&self.call(self.client().exec(request))?.url)
+    }
+
+    /// Connects to the streams of a container's first process.
+    ///
+    /// # Errors
+    /// The service's own, and a connection that fails.
+    pub fn attach(&self, request: AttachRequest) -> Result<Stream> {
+        Stream::open(&self.call(self.client().attach(request))?.url)
+    }
+
+    /// What becomes of containers from now on.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        let events = Events::default();
+        let (all, end) = (Arc::clone(&events.all), Arc::clone(&events.end));
+        let mut client = self.client();
+        self.runtime.spawn(async move {
+            // The service does not even answer before there is an event.
+            let ended = async {
+                let mut stream = client
+                    .get_container_events(GetEventsRequest {})
+                    .await?
+                    .into_inner();
+                while let Some(event) = stream.message().await? {
+                    all.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+                }
+                Err::<(), _>(tonic::Status::cancelled("the service ended the events"))
+            };
+            *end.lock().unwrap_or_else(PoisonError::into_inner) = ended.await.err();
+        });
+        events
+    }
+
     /// Stops a container: SIGTERM, and after `grace` seconds SIGKILL.
     ///
     /// # Errors
@@ -228,6 +269,28 @@ impl<'d> Cri<'d> {
             container_id: container.into(),
         };
         self.call(self.client().remove_container(request)).map(drop)
+    }
+}
+
+/// The events that have come so far.
+#[derive(Default)]
+pub struct Events {
+    all: Arc<Mutex<Vec<ContainerEventResponse>>>,
+    end: Arc<Mutex<Option<tonic::Status>>>,
+}
+
+impl Events {
+    /// Those of one container or sandbox, in their order.
+    #[must_use]
+    pub fn of(&self, id: &str) -> Vec<ContainerEventResponse> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter(|e| e.container_id == id).cloned().collect()
+    }
+
+    /// Why there will be none any more.
+    #[must_use]
+    pub fn end(&self) -> Option<tonic::Status> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -6,6 +6,7 @@ pub mod cri;
 pub mod daemon;
 pub mod databases;
 pub mod docker;
+pub mod stream;
 pub mod wait;
 
 use anyhow::{Result, anyhow};

@@ -4,6 +4,7 @@
 mod bad_input;
 mod calls;
 mod databases;
+mod cri;
 mod keeps;
 mod kills;
 mod parity;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         kills::TESTS,
         pods::TESTS,
         databases::TESTS,
+        cri::TESTS,
         bad_input::TESTS,
     ]
     .concat();

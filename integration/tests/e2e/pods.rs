@@ -15,9 +15,9 @@ use integration::{
 };
 
 use k8s_cri::v1::{
-    AttachRequest, ContainerStatsRequest, ExecRequest, IdMapping, KeyValue, LinuxContainerResources, Mount,
-    NamespaceMode, NamespaceOption, ReopenContainerLogRequest, SecurityProfile,
-    UpdateContainerResourcesRequest, UserNamespace, security_profile::ProfileType,
+    ContainerStatsRequest, IdMapping, KeyValue, LinuxContainerResources, Mount, NamespaceMode,
+    NamespaceOption, ReopenContainerLogRequest, SecurityProfile, UpdateContainerResourcesRequest,
+    UserNamespace, security_profile::ProfileType,
 };
 
 use crate::Test;
@@ -625,20 +625,6 @@ fn what_a_kubelet_asks(d: &Daemon) -> Result<()> {
             .is_some_and(|v| v.value > 0);
         memory && cpu
     })?;
-    // A URL is what a kubelet hands on for exec and attach with streams.
-    let exec = ExecRequest {
-        container_id: id.clone(),
-        cmd: vec!["true".into()],
-        stdout: true,
-        ..ExecRequest::default()
-    };
-    ensure!(cri.call(cri.client().exec(exec))?.url.starts_with("http"));
-    let attach = AttachRequest {
-        container_id: id.clone(),
-        stdout: true,
-        ..AttachRequest::default()
-    };
-    ensure!(cri.call(cri.client().attach(attach))?.url.starts_with("http"));
     let update = UpdateContainerResourcesRequest {
         container_id: id.clone(),
         linux: Some(LinuxContainerResources {
