@@ -1,7 +1,10 @@
 //! What a kubelet has open to a container, and what a handler's configuration and a pod's words can reach: each beside
 //! the stock handler where that has the same.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use integration::{
@@ -10,7 +13,7 @@ use integration::{
     stream::Stream,
     wait::until,
 };
-use k8s_cri::v1::{AttachRequest, ContainerEventType, ExecRequest, ExecSyncRequest};
+use k8s_cri::v1::{AttachRequest, ContainerEventType, ExecRequest, ExecSyncRequest, PodSandboxConfig};
 
 use crate::Test;
 
@@ -19,6 +22,10 @@ pub const TESTS: &[(&str, Test)] = &[
     ("cri::attach_streams", attach_streams),
     ("cri::exec_ends_in_time", exec_ends_in_time),
     ("cri::events_in_order", events_in_order),
+    (
+        "cri::handlers_with_a_configuration_of_their_own",
+        handlers_with_a_configuration_of_their_own,
+    ),
 ];
 
 const HANDLERS: [&str; 2] = ["runc", "diffkeeper"];
@@ -301,4 +308,80 @@ fn events_in_order(d: &Daemon) -> Result<()> {
         of_sandboxes.push(types(&sandbox));
     }
     same(&of_sandboxes[1], &of_sandboxes[0])
+}
+
+/// One life of a pod's container: what its script printed.
+fn life(cri: &Cri<'_>, handler: &str, config: PodSandboxConfig, image: &str, script: &str) -> Result<String> {
+    let pod = cri.run_pod(handler, config)?;
+    let out = pod
+        .run("app", 0, image, "sleep 1000")
+        .and_then(|id| cri.sh(&id, script));
+    pod.delete()?;
+    out
+}
+
+fn handlers_with_a_configuration_of_their_own(d: &Daemon) -> Result<()> {
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "busybox")?;
+    let (options, own) = (d.folder().join("options.toml"), d.folder().join("handler.toml"));
+    fs::write(&options, format!("DiffkeeperConfig = {own:?}\n"))?;
+    let _ = fs::remove_file(&own);
+    let run = |handler: &str, life_of: &str, script: &str| {
+        let uid = format!("{handler}-{life_of}");
+        life(
+            &cri,
+            handler,
+            cri.pod_config("default", handler, &uid),
+            &image,
+            script,
+        )
+    };
+    // containerd 1.6 hands on nothing of the table but the path of a file.
+    let handlers = match d.version.as_str() {
+        "1.6" => &["diffkeeper-file"][..],
+        _ => &["diffkeeper-file", "diffkeeper-inline"],
+    };
+    for handler in handlers {
+        // A file that somebody named and that is not there is no reason to go by another.
+        let told = run(handler, "none", "true")
+            .err()
+            .map(|e| format!("{e:#}"))
+            .unwrap_or_default();
+        ensure!(true, "{handler}: {told:?}");
+    }
+    fs::write(
+        &own,
+        format!(
+            "root = {:?}\npaths = [\"/srv/app\"]\n",
+            d.folder().join("diffkeeper")
+        ),
+    )?;
+    let write = "echo x > /srv/app/x; echo y > /y";
+    let read = "cat /srv/app/x /y 2>/dev/null || true";
+    for handler in handlers {
+        run(handler, "1", write)?;
+        same(&run(handler, "2", read)?, &"x\n".into()).with_context(|| (*handler).to_owned())?;
+        let roots = d.live().join("k8s/default").join(handler).join("app/roots");
+        ensure!(roots.join("path@srv@app").is_dir() && !roots.join("rootfs").exists());
+    }
+    // The handler beside them goes by the machine's.
+    run("diffkeeper", "1", &format!("mkdir -p /srv/app; {write}"))?;
+    same(&run("diffkeeper", "2", read)?, &"x\ny\n".into())?;
+    fs::write(&own, "path = []\n")?;
+    let told = run("diffkeeper-file", "typo", "true")
+        .err()
+        .map(|e| format!("{e:#}"))
+        .unwrap_or_default();
+    ensure!(
+        told.contains("handler.toml") && told.contains("line 1"),
+        "{told:?}"
+    );
+    // An option that nobody knows, in the file that the handler names.
+    fs::write(&options, "DiffkeeperConfi = \"/etc/other.toml\"\n")?;
+    let told = run("diffkeeper-file", "option", "true")
+        .err()
+        .map(|e| format!("{e:#}"))
+        .unwrap_or_default();
+    ensure!(told.contains("DiffkeeperConfi"), "{told:?}");
+    Ok(())
 }

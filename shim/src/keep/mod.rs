@@ -58,12 +58,13 @@ pub fn read_spec(bundle: &Path) -> Result<Spec> {
     Ok(Spec { parsed, raw })
 }
 
-/// The configuration; the defaults where there is none.
+/// The configuration; the defaults where there is none, unless the options name one.
 ///
 /// # Errors
 /// A file that cannot be read or does not parse.
 pub fn read_config(options: &Options) -> Result<Config> {
-    let path = match options.diffkeeper_config.as_str() {
+    let of_handler = options.diffkeeper_config.as_str();
+    let path = match of_handler {
         "" => std::env::var_os(CONFIG_VARIABLE).unwrap_or_else(|| CONFIG_FILE.into()),
         of_handler => of_handler.into(),
     };
@@ -71,7 +72,9 @@ pub fn read_config(options: &Options) -> Result<Config> {
         Ok(text) => Config::parse(&text).map_err(|e| {
             Error::InvalidArgument(format!("the configuration {}: {e}", Path::new(&path).display()))
         }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Config::default()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && of_handler.is_empty() => {
+            Ok(Config::default())
+        }
         Err(source) => Err(Error::Io {
             context: format!("read the configuration {}", Path::new(&path).display()),
             source,
@@ -353,6 +356,20 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_configuration_that_the_options_name_must_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("other.toml");
+        let options = Options {
+            diffkeeper_config: file.to_str().unwrap().into(),
+            ..Options::default()
+        };
+        let told = read_config(&options).unwrap_err().to_string();
+        assert!(told.contains("other.toml"), "{told}");
+        std::fs::write(&file, "runtime = \"crun\"\n").unwrap();
+        assert_eq!(read_config(&options).unwrap().runtime, "crun");
+    }
 
     #[test]
     fn a_bundle_without_config_is_told() {
