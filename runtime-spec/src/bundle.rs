@@ -217,6 +217,14 @@ impl Bundle {
         !self.linux.uid_mappings.is_empty() && self.linux.namespaces.iter().any(|n| n.kind == "user")
     }
 
+    /// Whether its cgroup is systemd's to make: `kubepods-pod7.slice:cri-containerd:4f1a` is its slice, prefix and
+    /// name. As a path it would lie beside the slice, out of reach of the pod's limits.
+    #[must_use]
+    pub fn wants_systemd_cgroup(&self) -> bool {
+        let parts: Vec<&str> = self.linux.cgroups_path.split(':').collect();
+        matches!(parts[..], [slice, _, name] if slice.ends_with(".slice") && !slice.contains('/') && !name.is_empty())
+    }
+
     /// Whether init's death leaves others alive: only a new pid namespace takes them with it.
     #[must_use]
     pub fn shares_pid_namespace(&self) -> bool {
@@ -238,6 +246,31 @@ mod tests {
         Edits {
             root_path: Some(path.into()),
             ..Edits::default()
+        }
+    }
+
+    #[test]
+    fn cgroups_of_systemd() {
+        let wants = |path: &str| {
+            let mut bundle = Bundle::default();
+            bundle.linux.cgroups_path = path.into();
+            bundle.wants_systemd_cgroup()
+        };
+        for path in [
+            "kubepods-burstable-pod7.slice:cri-containerd:4f1a",
+            "system.slice:docker:4f1a",
+        ] {
+            assert!(wants(path), "{path}");
+        }
+        for path in [
+            "",
+            "/kubepods/burstable/pod7/4f1a",
+            "/default/a.slice:b:c",
+            "a:b:c",
+            "a.slice:b",
+            "a.slice:b:",
+        ] {
+            assert!(!wants(path), "{path}");
         }
     }
 

@@ -76,6 +76,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// As runc asks: whether the machine was booted with systemd.
+fn systemd_runs() -> bool {
+    std::fs::symlink_metadata("/run/systemd/system").is_ok_and(|found| found.is_dir())
+}
+
 impl Container {
     /// Makes the container: root filesystem, streams, and the runtime's `create`.
     ///
@@ -94,8 +99,10 @@ impl Container {
         if options.binary_name.is_empty() {
             options.binary_name.clone_from(&config.runtime);
         }
-        options.save(&bundle)?;
         let spec = crate::keep::read_spec(&bundle)?;
+        // Engines tell the stock shim by an option; a handler of another type has none unless somebody wrote it.
+        options.systemd_cgroup |= spec.parsed.wants_systemd_cgroup() && systemd_runs();
+        options.save(&bundle)?;
         let kill_all_on_exit = spec.parsed.shares_pid_namespace();
         let runc = Runc::new(&options, namespace, &bundle, reaper);
         let mut root = Root::prepare(client, request, spec, reaper, config).await?;
