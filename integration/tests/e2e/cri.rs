@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -13,7 +15,9 @@ use integration::{
     stream::Stream,
     wait::until,
 };
-use k8s_cri::v1::{AttachRequest, ContainerEventType, ExecRequest, ExecSyncRequest, PodSandboxConfig};
+use k8s_cri::v1::{
+    AttachRequest, ContainerEventType, ExecRequest, ExecSyncRequest, KeyValue, Mount, PodSandboxConfig,
+};
 
 use crate::Test;
 
@@ -25,6 +29,12 @@ pub const TESTS: &[(&str, Test)] = &[
     (
         "cri::handlers_with_a_configuration_of_their_own",
         handlers_with_a_configuration_of_their_own,
+    ),
+    ("cri::no_word_leads_to_a_neighbour", no_word_leads_to_a_neighbour),
+    ("cri::no_link_leads_to_a_neighbour", no_link_leads_to_a_neighbour),
+    (
+        "cri::no_descriptor_leads_to_a_neighbour",
+        no_descriptor_leads_to_a_neighbour,
     ),
 ];
 
@@ -384,4 +394,488 @@ fn handlers_with_a_configuration_of_their_own(d: &Daemon) -> Result<()> {
         .unwrap_or_default();
     ensure!(told.contains("DiffkeeperConfi"), "{told:?}");
     Ok(())
+}
+
+/// A state of the Kubernetes namespace `victim`, and what there is to see of it.
+struct Victim {
+    tree: PathBuf,
+    upper: PathBuf,
+    before: Vec<String>,
+}
+
+impl Victim {
+    fn new(d: &Daemon, cri: &Cri<'_>, image: &str) -> Result<Victim> {
+        let config = cri.pod_config("victim", "db-0", "victim");
+        // Empty ones are what is easiest taken for a leftover.
+        let script = "rm -rf /*.d /secret; echo secret > /secret; mkdir -p /empty.d /full.d; : > /empty; echo x > /full.d/x";
+        life(cri, "diffkeeper", config, image, script)?;
+        let tree = d.live().join("k8s/victim");
+        let mut victim = Victim {
+            upper: tree.join("db-0/app/roots/rootfs/upper"),
+            tree,
+            before: Vec::new(),
+        };
+        ensure!(victim.upper.join("secret").is_file());
+        victim.before = victim.look()?;
+        Ok(victim)
+    }
+
+    /// All that is there, with what can be told of each without reading it.
+    fn look(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let mut todo = vec![self.tree.clone()];
+        while let Some(path) = todo.pop() {
+            let meta = fs::symlink_metadata(&path)?;
+            let looks = (
+                meta.mode(),
+                meta.uid(),
+                meta.len(),
+                meta.mtime(),
+                meta.ctime_nsec(),
+            );
+            found.push(format!("{} {looks:?}", path.display()));
+            if meta.is_dir() {
+                let entries = fs::read_dir(&path)?.map(|entry| entry.map(|e| e.path()));
+                todo.extend(entries.collect::<Result<Vec<_>, _>>()?);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    fn is_as_before(&self) -> Result<()> {
+        let now = self.look()?;
+        let new: Vec<_> = now.iter().filter(|line| !self.before.contains(line)).collect();
+        ensure!(
+            now == self.before,
+            "the neighbour's tree is another: {new:?} is new of {now:?}"
+        );
+        Ok(())
+    }
+}
+
+/// Somebody in another namespace.
+#[derive(Clone)]
+struct Attacker<'a> {
+    handler: &'a str,
+    namespace: String,
+    pod: String,
+    container: String,
+    on_pod: Vec<(String, String)>,
+    on_container: Vec<(String, String)>,
+    image: &'a str,
+}
+
+impl<'a> Attacker<'a> {
+    fn new(image: &'a str) -> Attacker<'a> {
+        Attacker {
+            handler: "diffkeeper",
+            namespace: "attacker".into(),
+            pod: "web".into(),
+            container: "app".into(),
+            on_pod: Vec::new(),
+            on_container: Vec::new(),
+            image,
+        }
+    }
+
+    fn saying(&self, key: &str, value: &str) -> Attacker<'a> {
+        let mut other = self.clone();
+        other.on_pod.push((key.into(), value.into()));
+        other
+    }
+
+    /// Runs, with an environment and labels that name the victim, and answers with what it finds.
+    fn sees(&self, cri: &Cri<'_>, uid: &str) -> Result<String> {
+        let mut config = cri.pod_config(&self.namespace, &self.pod, uid);
+        config.annotations.extend(self.on_pod.iter().cloned());
+        // Of labels containerd takes 4 KiB.
+        let labels = self.on_pod.iter().filter(|(_, value)| value.len() < 1000);
+        config.labels.extend(labels.cloned());
+        let pod = cri.run_pod(self.handler, config)?;
+        let seen = (|| {
+            let mut config = pod.container_config(&self.container, 0, self.image, "sleep 1000");
+            config.log_path = "log".into();
+            config.annotations.extend(self.on_container.iter().cloned());
+            config.labels.extend(self.on_container.iter().cloned());
+            let env = |value: &str| KeyValue {
+                key: "DIFFKEEPER_STATE".into(),
+                value: value.into(),
+            };
+            config.envs = vec![env("k8s/victim/db-0/app"), env("db-0")];
+            let id = pod.create(config)?;
+            cri.start(&id)?;
+            cri.sh(&id, "cat /secret 2>/dev/null || echo none")
+        })();
+        pod.delete()?;
+        seen
+    }
+}
+
+fn pairs(all: &[(&str, &str)]) -> Vec<(String, String)> {
+    all.iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+/// Names of every kind on pod, container, sandbox and image, under a handler that hands on everything, with a
+/// configuration that believes the environment.
+fn no_word_leads_to_a_neighbour(d: &Daemon) -> Result<()> {
+    const STATE: &str = "diffkeeper.io/state";
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "busybox")?;
+    let hostile = d.import_into(NAMESPACE, "hostile")?;
+    let victim = Victim::new(d, &cri, &image)?;
+    let plain = Attacker::new(&image);
+    let namespaces = || -> Result<Vec<String>> {
+        let entries = fs::read_dir(d.live().join("k8s"))?.flatten();
+        Ok(entries
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect())
+    };
+    let places = namespaces()?;
+    let mut count = 0;
+    let mut uid = || {
+        count += 1;
+        format!("word-{count}")
+    };
+
+    let forged = pairs(&[
+        ("io.kubernetes.cri.container-type", "container"),
+        ("io.kubernetes.cri.sandbox-namespace", "victim"),
+        ("io.kubernetes.cri.sandbox-name", "db-0"),
+        ("io.kubernetes.cri.container-name", "app"),
+        ("io.kubernetes.cri.sandbox-uid", "victim"),
+        ("io.kubernetes.pod.namespace", "victim"),
+    ]);
+    let wide = Attacker {
+        handler: "diffkeeper-wide",
+        ..plain.clone()
+    };
+    // What is allowed gives a state of one's own, which holds nothing of the neighbour's.
+    let own = [
+        plain.saying(STATE, "db-0"),
+        plain.saying("diffkeeper.io/state.app", "db-0"),
+        plain.saying("diffkeeper.io/state.db", "db-0"),
+        plain.saying(STATE, "..."),
+        plain.saying(STATE, "-rf"),
+        plain.saying(STATE, "db-0.before-1"),
+        // What live trees and their leases are made of is no less a name.
+        plain.saying(STATE, "roots"),
+        plain.saying(STATE, "state.json"),
+        plain.saying(STATE, "lock"),
+        Attacker {
+            container: "roots".into(),
+            ..plain.saying(STATE, "holder.json")
+        },
+        Attacker {
+            namespace: "Victim".into(),
+            pod: "db-0".into(),
+            ..plain.clone()
+        },
+        Attacker {
+            namespace: "victim.".into(),
+            pod: "db-0".into(),
+            ..plain.clone()
+        },
+        Attacker {
+            image: &hostile,
+            ..plain.clone()
+        },
+        Attacker {
+            on_pod: forged.clone(),
+            on_container: forged.clone(),
+            ..wide.clone()
+        },
+        Attacker {
+            on_container: forged.clone(),
+            pod: "db-0".into(),
+            ..wide.clone()
+        },
+        Attacker {
+            on_container: pairs(&[(STATE, "db-0"), ("diffkeeper.io/state.app", "db-0")]),
+            ..wide.clone()
+        },
+        Attacker {
+            on_container: pairs(&[("io.kubernetes.cri.container-type", "sandbox")]),
+            ..wide.clone()
+        },
+    ];
+    let kept = fs::read_to_string(d.config())?;
+    fs::write(d.config(), format!("{kept}allow-env-state = true\n"))?;
+    let seen: Result<Vec<_>> = own
+        .iter()
+        .map(|attacker| {
+            let seen = attacker.sees(&cri, &uid());
+            seen.with_context(|| format!("{:?} {:?}", attacker.on_pod, attacker.on_container))
+        })
+        .collect();
+    fs::write(d.config(), kept)?;
+    for (attacker, seen) in own.iter().zip(seen?) {
+        same(&seen, &"none\n".into())
+            .with_context(|| format!("{:?} {:?}", attacker.on_pod, attacker.on_container))?;
+    }
+    victim.is_as_before()?;
+
+    // All else is refused.
+    let long = "x".repeat(129);
+    let huge = "../victim/".repeat(6000);
+    let words = [
+        "",
+        ".",
+        "..",
+        "./db-0",
+        "db-0/",
+        "/",
+        "/db-0",
+        "../victim/db-0",
+        "victim/db-0",
+        "k8s/victim/db-0/app",
+        "/k8s/victim/db-0",
+        "..%2fvictim%2fdb-0",
+        "%2e%2e",
+        "..\\victim\\db-0",
+        "\u{ff0e}\u{ff0e}\u{ff0f}victim",
+        "\u{2025}",
+        "db\u{2010}0",
+        "db-0\0",
+        "\0",
+        "db-0\0/../..",
+        "db-0\n",
+        "\ndb-0",
+        " db-0",
+        "db-0 ",
+        "db-0,none",
+        "*",
+        "~",
+        "db-0@head",
+        "$HOME",
+        "victim:db-0",
+        &long,
+        &huge,
+    ];
+    let mut bad: Vec<Attacker<'_>> = words.iter().map(|word| plain.saying(STATE, word)).collect();
+    bad.extend(
+        ["../../victim/db-0", "..", "", "db-0\0"].map(|word| plain.saying("diffkeeper.io/state.app", word)),
+    );
+    for (key, value) in [
+        ("from", "k8s/victim/db-0/app"),
+        ("from", "../victim/db-0"),
+        ("restore", "k8s/victim/db-0/app@head"),
+        ("paths", "/../victim"),
+        ("paths", "/a\0b"),
+        ("exclude", "/../../../../victim"),
+        ("include-mounts", "/../../victim"),
+        ("State", "db-0"),
+    ] {
+        bad.push(plain.saying(&format!("diffkeeper.io/{key}"), value));
+    }
+    // A kubelet would not say these; the shim does not rely on that.
+    for word in [
+        "..",
+        ".",
+        "../../victim/db-0",
+        "a/../../../victim/db-0/app",
+        "app\0",
+        "/app",
+        "\u{ff0f}",
+        &long,
+    ] {
+        bad.push(Attacker {
+            container: word.into(),
+            ..plain.clone()
+        });
+    }
+    for word in ["..", "../victim/db-0", "victim/db-0", "db-0\0", "/", &long] {
+        bad.push(Attacker {
+            pod: word.into(),
+            ..plain.clone()
+        });
+    }
+    for word in [
+        "..",
+        ".",
+        "attacker/../victim",
+        "victim/",
+        "/victim",
+        "victim\0",
+        "../k8s/victim",
+        &long,
+    ] {
+        bad.push(Attacker {
+            namespace: word.into(),
+            pod: "db-0".into(),
+            ..plain.clone()
+        });
+    }
+    for attacker in &bad {
+        let seen = attacker.sees(&cri, &uid());
+        let Attacker {
+            namespace,
+            pod,
+            container,
+            on_pod,
+            ..
+        } = attacker;
+        let told = seen.as_ref().err().map(|e| format!("{e:#}"));
+        // What stands in the way is this shim's rule, wherever containerd has none of its own.
+        let ours = |told: &String| on_pod.is_empty() || told.contains("diffkeeper.io/");
+        let short = |text: String| text.chars().take(200).collect::<String>();
+        ensure!(
+            told.as_ref().is_some_and(ours),
+            "{}: {}",
+            short(format!("{namespace:.20} {pod:.20} {container:.20} {on_pod:?}")),
+            short(format!("{seen:?}"))
+        );
+    }
+    victim.is_as_before()?;
+    let mut new = namespaces()?;
+    new.retain(|name| !places.contains(name) && !["attacker", "Victim", "victim."].contains(&name.as_str()));
+    ensure!(new.is_empty(), "{new:?}");
+    let mode = fs::metadata(d.live())?.mode();
+    ensure!(mode & 0o077 == 0, "the live trees are open to others: {mode:o}");
+    Ok(())
+}
+
+fn mount(at: &str, from: &Path) -> Mount {
+    Mount {
+        container_path: at.into(),
+        host_path: from.to_string_lossy().into_owned(),
+        ..Mount::default()
+    }
+}
+
+/// A container leaves links to its neighbour's tree, where the next life's mounts, kept and excluded paths go.
+fn no_link_leads_to_a_neighbour(d: &Daemon) -> Result<()> {
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "busybox")?;
+    let volumes = d.import_into(NAMESPACE, "volumes")?;
+    let victim = Victim::new(d, &cri, &image)?;
+    let to = victim.upper.to_string_lossy().into_owned();
+    let (dir, file) = (d.folder().join("mounted.d"), d.folder().join("mounted"));
+    fs::create_dir_all(&dir)?;
+    fs::write(&file, "mounted\n")?;
+    let mut lives = 0;
+    let mut run =
+        |pod: &str, image: &str, said: &[(&str, &str)], mounts: &[Mount], script: &str| -> Result<String> {
+            lives += 1;
+            let mut config = cri.pod_config("attacker", pod, &format!("link-{lives}"));
+            let said = said
+                .iter()
+                .map(|(k, v)| (format!("diffkeeper.io/{k}"), (*v).to_owned()));
+            config.annotations.extend(said);
+            let pod = cri.run_pod("diffkeeper", config)?;
+            let seen = (|| {
+                let mut config = pod.container_config("app", 0, image, "sleep 1000");
+                config.mounts = mounts.to_vec();
+                let id = pod.create(config)?;
+                cri.start(&id)?;
+                cri.sh(&id, script)
+            })();
+            pod.delete()?;
+            victim.is_as_before()?;
+            seen
+        };
+    let plant = format!(
+        "mkdir -p /d; ln -s {to} /d/abs; ln -s ../../../../../../../../../../../..{to} /d/rel; ln -s {to} /srv"
+    );
+    let look = "cat /srv/secret /d/abs/secret /d/rel/secret 2>/dev/null || true";
+    let within = |at: &str| {
+        [
+            mount(&format!("{at}/empty.d"), &dir),
+            mount(&format!("{at}/empty"), &file),
+            mount(&format!("{at}/full.d/new"), &dir),
+        ]
+    };
+    // What is excluded is renamed and deleted; what is mounted on is made and removed.
+    run("links", &image, &[], &[], &plant)?;
+    for exclude in [
+        "/srv/full.d,/srv/secret,/d/abs/empty.d,/d/rel/empty",
+        "/srv,/d/abs,/d/rel",
+    ] {
+        same(
+            &run("links", &image, &[("exclude", exclude)], &[], look)?,
+            &String::new(),
+        )?;
+    }
+    for at in ["/srv", "/d/abs", "/d/rel"] {
+        same(&run("links", &image, &[], &within(at), look)?, &String::new())?;
+    }
+    // The way is changed under a mount that stands.
+    let turn = format!("mv /late /before && ln -s {to} /late && test -d /before/empty.d");
+    run("turned", &image, &[], &within("/late"), &turn)?;
+    run("turned", &image, &[], &[], "true")?;
+    // A mount that is filled into the live tree, and an image's volume.
+    let include = [("include-mounts", "/srv/empty.d")];
+    run("included", &image, &[], &[], &plant)?;
+    let filled = run(
+        "included",
+        &image,
+        &include,
+        &[mount("/srv/empty.d", &dir)],
+        "echo x > /srv/empty.d/x",
+    );
+    ensure!(filled.is_err() || !dir.join("x").exists(), "{filled:?}");
+    let turn = format!("mv /var/lib /var/before; ln -s {to} /var/lib");
+    run("volume", &volumes, &[], &[], &turn)?;
+    let _ = run("volume", &volumes, &[], &[], "echo x > /var/lib/data/x");
+    // A kept path in which links lie, and one that leads through them.
+    let paths = [("paths", "/d")];
+    run("paths", &image, &paths, &[], &plant)?;
+    for at in ["/d/abs", "/d/rel"] {
+        same(&run("paths", &image, &paths, &within(at), look)?, &String::new())?;
+        let _ = run(
+            "paths",
+            &image,
+            &[("paths", &format!("{at}/full.d"))],
+            &[],
+            "echo x > /d/x",
+        );
+    }
+    Ok(())
+}
+
+/// Nothing that the shim has open is passed on: not to a container's processes, and not by way of the working
+/// directory that an image or a pod asks for.
+fn no_descriptor_leads_to_a_neighbour(d: &Daemon) -> Result<()> {
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "busybox")?;
+    let victim = Victim::new(d, &cri, &image)?;
+    let open = "for fd in /proc/1/fd/* /proc/self/fd/*; do readlink $fd || true; done";
+    let pod = cri.run_pod("diffkeeper", cri.pod_config("attacker", "open-0", "open"))?;
+    let result = (|| {
+        let id = pod.run("app", 0, &image, "sleep 1000")?;
+        for line in cri.sh(&id, open)?.lines() {
+            let harmless = ["pipe:[", "/dev/", "/proc/"]
+                .iter()
+                .any(|start| line.starts_with(start));
+            ensure!(harmless, "{line}");
+        }
+        let way = format!(
+            "../../../../../../../../../../../../../../../..{}/secret",
+            victim.upper.display()
+        );
+        for fd in 3..20 {
+            let name = format!("fd-{fd}");
+            let script = format!("cat {way} 2>/dev/null || echo none; sleep 1000");
+            let mut config = pod.container_config(&name, 0, &image, &script);
+            config.working_dir = format!("/proc/self/fd/{fd}");
+            let id = pod.create(config)?;
+            // Newer runtimes refuse it at once.
+            if cri.start(&id).is_err() {
+                continue;
+            }
+            until("its word", Duration::from_secs(20), || {
+                pod.log(&name, 0).is_ok_and(|log| log.contains("stdout F "))
+            })?;
+            let log = pod.log(&name, 0)?;
+            ensure!(
+                log.contains("stdout F none") && !log.contains("secret"),
+                "{fd}: {log}"
+            );
+        }
+        Ok(())
+    })();
+    pod.delete()?;
+    result
 }
