@@ -732,6 +732,13 @@ fn no_word_leads_to_a_neighbour(d: &Daemon) -> Result<()> {
     let mut new = namespaces()?;
     new.retain(|name| !places.contains(name) && !["attacker", "Victim", "victim."].contains(&name.as_str()));
     ensure!(new.is_empty(), "{new:?}");
+    // Whoever it belongs to does see it.
+    let owner = Attacker {
+        namespace: "victim".into(),
+        pod: "db-0".into(),
+        ..plain
+    };
+    same(&owner.sees(&cri, &uid())?, &"secret\n".into())?;
     let mode = fs::metadata(d.live())?.mode();
     ensure!(mode & 0o077 == 0, "the live trees are open to others: {mode:o}");
     Ok(())
