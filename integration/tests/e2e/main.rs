@@ -3,8 +3,8 @@
 
 mod bad_input;
 mod calls;
-mod databases;
 mod cri;
+mod databases;
 mod keeps;
 mod kills;
 mod parity;
