@@ -6,6 +6,7 @@ pub mod cri;
 pub mod daemon;
 pub mod databases;
 pub mod docker;
+pub mod history;
 pub mod stream;
 pub mod wait;
 

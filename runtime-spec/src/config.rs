@@ -406,6 +406,12 @@ mod tests {
             "cri-namespaces",
             "unchosen",
             "chosen",
+            "keeper",
+            "interval",
+            "max-pause",
+            "share",
+            "hash",
+            "metrics",
         ] {
             assert!(
                 settings.lines().any(|l| l.starts_with(&format!("{key} = "))),
@@ -417,6 +423,10 @@ mod tests {
     #[test]
     fn refusals_name_key_and_line() {
         for (text, line, word) in [
+            ("[history]\ninterval = 3", "line 2", "history.interval"),
+            ("[history]\nshare = \"all\"", "line 2", "namespace or node"),
+            ("[history]\nmetrics = \"9911\"", "line 2", "127.0.0.1:9911"),
+            ("[history]\nevery = \"1s\"", "line 2", "history.every"),
             ("\nlease = \"1s\"", "line 2", "lease"),
             ("[reclaim]\nnever = 1", "line 2", "reclaim.never"),
             ("root = 1", "line 1", "root"),

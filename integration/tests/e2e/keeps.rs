@@ -50,7 +50,7 @@ fn life(d: &Daemon, image: &str, name: &str, more: &[&str], script: &str) -> Res
     d.ctr(&line)?.ok()
 }
 
-const WRITE: &str = r#"set -e
+pub const WRITE: &str = r#"set -e
 mkdir -p /w/dir/sub && cd /w
 echo new > file; chown 1234:5678 file; chmod 4751 file
 touch -d '2001-02-03 04:05:06.123456789 UTC' file
@@ -69,7 +69,7 @@ mkdir -p /w/old/below && echo moved > /w/old/below/f && mv /w/old /w/renamed
 chmod 700 /opt 2>/dev/null || mkdir -m 700 /opt
 "#;
 
-const LIST: &str = r#"set +e; cd /w
+pub const LIST: &str = r#"set +e; cd /w
 find . | LC_ALL=C sort | while IFS= read -r f; do stat -c '%n %F %a %u:%g %s %h %t:%T %Y' "$f" 2>/dev/null; done
 stat -c '%y' file; cat file; readlink link
 stat -c '%b' sparse; tail -c4 sparse

@@ -5,6 +5,7 @@ mod bad_input;
 mod calls;
 mod cri;
 mod databases;
+mod history;
 mod keeps;
 mod kills;
 mod parity;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         pods::TESTS,
         databases::TESTS,
         cri::TESTS,
+        history::TESTS,
         bad_input::TESTS,
     ]
     .concat();
