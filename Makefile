@@ -30,6 +30,9 @@ install: ## install what was built below PREFIX (/usr/local), and an example con
 	@test -x $(RELEASE)/diffkeeper || { echo "nothing is built yet: run make build first (not as root)"; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SYSCONFDIR)/diffkeeper
 	install -m 0755 $(BINARIES:%=$(RELEASE)/%) $(DESTDIR)$(PREFIX)/bin/
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's,/usr/local/bin,$(PREFIX)/bin,' deploy/diffkeeper-keeper.service \
+	    >$(DESTDIR)$(PREFIX)/lib/systemd/system/diffkeeper-keeper.service
 	@test -e $(DESTDIR)$(SYSCONFDIR)/diffkeeper/config.toml || \
 	    install -m 0644 config.toml.example $(DESTDIR)$(SYSCONFDIR)/diffkeeper/config.toml
 	@echo "installed; containerd or Docker is told by: diffkeeper install (--docker); see --dry-run"
@@ -38,7 +41,7 @@ image: build ## build the image of deploy/'s DaemonSet, with docker
 	docker build -f deploy/Dockerfile -t $(IMAGE) $(RELEASE)
 
 uninstall: ## remove what install put there; configuration and kept state stay
-	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%)
+	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(PREFIX)/lib/systemd/system/diffkeeper-keeper.service
 	@echo "left in place: $(SYSCONFDIR)/diffkeeper and /var/lib/diffkeeper (what your containers wrote)"
 
 demo: setup ## a database is killed while it writes, removed, started again: every row is there

@@ -44,6 +44,12 @@ enum Command {
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
+        /// Forget its history too; the space comes back with the next gc
+        #[arg(long)]
+        history: bool,
+        /// And rewrite every pack that holds a byte of what no other state needs
+        #[arg(long)]
+        erase: bool,
     },
     /// Forget the states that have expired, and what crashes left behind
     Prune {
@@ -119,7 +125,15 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::States { json } => states::list(&config(cli)?, *json),
-        Command::Rm { state, yes } => states::remove(&config(cli)?, state, *yes),
+        Command::Rm {
+            state,
+            yes,
+            history,
+            erase,
+        } => {
+            let forget = (*history || *erase).then_some(*erase);
+            states::remove(&config(cli)?, state, *yes, forget)
+        }
         Command::Prune { dry_run, json } => states::prune(&config(cli)?, *dry_run, *json),
         Command::History(command) => history::run(&config(cli)?, command),
         Command::Keeper => {

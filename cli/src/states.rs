@@ -106,11 +106,18 @@ fn resolve(states: &[StateInfo], tail: &str) -> Result<StateName> {
     }
 }
 
-/// Forgets one state.
-pub fn remove(config: &Config, tail: &str, yes: bool) -> Result<ExitCode> {
+/// Forgets one state; with `history` that too, and for true erases it.
+pub fn remove(config: &Config, tail: &str, yes: bool, history: Option<bool>) -> Result<ExitCode> {
     let node = open(config)?;
     let states = node.states()?;
-    let name = resolve(&states, tail)?;
+    let name = match resolve(&states, tail) {
+        Ok(name) => name,
+        // Only its history is left.
+        Err(_) if history.is_some() => {
+            return crate::history::forget(config, tail, yes, history == Some(true));
+        }
+        Err(error) => return Err(error),
+    };
     if !yes {
         let size = states
             .iter()
@@ -135,7 +142,10 @@ pub fn remove(config: &Config, tail: &str, yes: bool) -> Result<ExitCode> {
     }
     let removed = node.remove(&name)?;
     println!("Removed {name}: {} entries.", removed.entries);
-    Ok(ExitCode::SUCCESS)
+    match history {
+        Some(erase) => crate::history::forget(config, &name.to_string(), true, erase),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }
 
 /// Forgets what has expired.

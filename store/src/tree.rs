@@ -2,7 +2,7 @@
 //!
 //! The entries of a tree, in the order of their keys, are cut into nodes of 16 to 256 items; the first keys of those
 //! nodes with the nodes' names are the items of the level above, and so on until one node is left: the top. Where a
-//! node ends is decided by the hash of an item's key ([`ends`]), so that the same entries always make the same tree,
+//! node ends is decided by the hash of an item's key (`ends`), so that the same entries always make the same tree,
 //! whatever order they came in, and so that one changed entry changes one node on each level. A least and a greatest
 //! number keep whoever chooses the names from making the tree deep or its nodes large.
 

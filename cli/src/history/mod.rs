@@ -219,6 +219,8 @@ fn percent(text: &str) -> Result<u32, String> {
     Ok(number)
 }
 
+pub use self::store::forget;
+
 /// Does what a command says.
 ///
 /// # Errors

@@ -329,6 +329,26 @@ pub fn check_proof(file: &Path, expected: Option<&str>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Forgets a state's history; its live tree is another matter.
+pub fn forget(config: &Config, state: &str, yes: bool, erase: bool) -> Result<ExitCode> {
+    if !yes {
+        bail!("forgetting the history of {state} cannot be undone: say --yes");
+    }
+    let done = with_keeper(config, async |client| {
+        let request = api::ForgetRequest {
+            state: state.into(),
+            erase,
+            ..api::ForgetRequest::default()
+        };
+        said(client.forget(patient(), &request).await)
+    })?;
+    println!("Forgot the history of {state}.");
+    if erase {
+        println!("{} came back to the disk.", table::bytes(done.freed));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// What the store holds.
 pub fn stats(config: &Config, as_json: bool) -> Result<ExitCode> {
     let done = with_keeper(config, async |client| {

@@ -176,6 +176,12 @@ fn versions_come_back(d: &Daemon) -> Result<()> {
         );
     }
     said(d, &["gc", "--dry-run"])?;
+    // What is forgotten is gone; what it shares stays.
+    refused(d, &["rm", "trip", "--history"], "--yes")?;
+    said(d, &["rm", "trip", "--yes", "--erase"])?;
+    refused(d, &["log", "trip"], "no state")?;
+    ensure!(said(d, &["verify", "--read-data"])?.contains("all is well"));
+    ensure!(said(d, &["cat", "trip-2", "/etc/app/conf"])? == "a");
     Ok(())
 }
 
