@@ -63,7 +63,8 @@ test-vm: setup build ## on Debian's kernel with cgroup v2 alone, and after power
 	@hack/vm e2e parity calls::metrics calls::limits keeps::everything kills
 	@hack/vm powercut
 
-bench: setup build ## speed and size beside the stock shim, as a table (root)
+bench: setup build ## speed and size beside the stock shim, restic and borg, as tables (root)
+	@hack/setup bench
 	@hack/test bench
 
 lint: ## formatting, clippy, documentation, shell scripts

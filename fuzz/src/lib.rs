@@ -7,20 +7,23 @@
 mod records;
 mod shim;
 mod spec;
+mod store;
 
-pub use self::{records::*, shim::*, spec::*};
+pub use self::{records::*, shim::*, spec::*, store::*};
 
 /// One target.
 pub type Target = fn(&[u8]);
 
 /// Every target, under the name that its seeds and its cargo-fuzz binary have.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("annotations", annotations),
     ("bootstrap", bootstrap),
     ("bundle", bundle),
     ("config", config),
     ("duration", duration),
+    ("messages", messages),
     ("mount", mount),
+    ("packs", packs),
     ("records", records),
     ("runtime_options", runtime_options),
     ("state_name", state_name),

@@ -101,7 +101,7 @@ pub fn annotations(data: &[u8]) {
             return assert!(error.contains("diffkeeper.io/"), "{error}");
         }
     };
-    assert!(!all.contains_key("diffkeeper.io/restore"), "of a later version");
+    assert!(!all.contains_key("diffkeeper.io/from"), "of a later version");
     let mut printed = BTreeMap::new();
     let mut put = |key: &str, value: String| printed.insert(format!("diffkeeper.io/{key}"), value);
     if let Some(list) = &parsed.exclude {
@@ -117,6 +117,18 @@ pub fn annotations(data: &[u8]) {
     }
     if parsed.when_missing == WhenMissing::Refuse {
         put("when-missing", "refuse".to_owned());
+    }
+    match parsed.capture {
+        Some(Duration::ZERO) => drop(put("capture", "off".to_owned())),
+        Some(interval) => drop(put("capture", print_duration(interval))),
+        None => {}
+    }
+    if let Some(version) = &parsed.restore {
+        assert!(
+            !version.starts_with(['~', '-']) && version != "head",
+            "it must stay the same"
+        );
+        put("restore", version.clone());
     }
     assert_eq!(Annotations::parse(&printed), Ok(parsed));
 
@@ -273,15 +285,26 @@ pub fn config(data: &[u8]) {
     // Writing to a String cannot fail.
     let _ = write!(
         printed,
-        "root = {}\nallow-env-state = {}\nexclude = [{}]\nlease-wait = {}\nlease-wait-cri = {}\ncri-namespaces = [{}]\n[reclaim]\nunchosen = {}\nchosen = {}\n",
+        "root = {}\nallow-env-state = {}\nexclude = [{}]\nlease-wait = {}\nlease-wait-cri = {}\ncri-namespaces = [{}]\nkeeper = {}\n[reclaim]\nunchosen = {}\nchosen = {}\n[history]\ninterval = {}\nmax-pause = {}\nshare = {}\nhash = {}\nmetrics = {}\n",
         quoted(config.root.to_str().unwrap_or_default()),
         config.allow_env_state,
         list(paths),
         quoted(&print_duration(config.lease_wait)),
         quoted(&print_duration(config.lease_wait_cri)),
         list(names),
+        quoted(config.keeper.to_str().unwrap_or_default()),
         quoted(&print_reclaim(config.reclaim_unchosen)),
         quoted(&print_reclaim(config.reclaim_chosen)),
+        quoted(&print_duration(config.history.interval)),
+        quoted(&print_duration(config.history.max_pause)),
+        quoted(if config.history.share { "node" } else { "namespace" }),
+        quoted(if config.history.sha256 { "sha256" } else { "blake3" }),
+        quoted(
+            &config
+                .history
+                .metrics
+                .map_or("off".to_owned(), |address| address.to_string())
+        ),
     );
     assert_eq!(Config::parse(&printed), Ok(config), "{printed}");
 }

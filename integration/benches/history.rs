@@ -1,0 +1,576 @@
+//! Recording and going back, beside restic and borg (Debian's packages, their own defaults) and `cp -a`. `make bench`.
+//!
+//! Ours is timed from opening the store to the commit that is on the disk; the peers as the commands that people run, which
+//! open their repository too. All read the same tree, by turns.
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use integration::bench::{self, Bar, Figure, figure, milliseconds};
+use keeper::{
+    blueshift::{Capture, Top},
+    redshift::{Plan, Progress},
+};
+use store::{Hash, Recorded, Store, format::Reason};
+
+const ROOT: &[u8] = b"rootfs";
+
+/// Opens a store, records a tree, closes it.
+fn record(store: &Path, tree: &Path) -> Result<Recorded> {
+    let store = Store::open(store, Hash::Blake3)?;
+    let state = store.make_state("ctr/bench/bench", "ctr/bench")?;
+    let tops = [Top {
+        name: ROOT.to_vec(),
+        path: tree.to_owned(),
+        overlay: false,
+    }];
+    let capture = Capture {
+        state: &state,
+        tops: &tops,
+        exclude: &[],
+        freezer: None,
+        max_pause: Duration::ZERO,
+        reason: Reason::Manual,
+        message: Some(""),
+        image: "",
+        node: "bench",
+        boot: "",
+    };
+    capture.run(&store)?.context("a commit")
+}
+
+fn materialise(store: &Path, recorded: &Recorded, to: &Path, sync: bool) -> Result<()> {
+    let store = Store::open(store, Hash::Blake3)?;
+    materialise_open(&store, recorded, to, sync)
+}
+
+fn materialise_open(store: &Store, recorded: &Recorded, to: &Path, sync: bool) -> Result<()> {
+    let state = store.state("ctr/bench/bench")?.context("the state")?;
+    let plan = Plan {
+        domain: state.domain,
+        tree: recorded.commit.tree_id()?,
+        below: None,
+        tops: HashMap::from([(ROOT.to_vec(), to.to_owned())]),
+        overlay: false,
+        sync,
+    };
+    Ok(plan.run(store, &Progress::default())?)
+}
+
+fn quiet(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// A peer, with a repository of its own.
+#[derive(Clone, Copy, PartialEq)]
+enum Peer {
+    Restic,
+    Borg,
+}
+
+impl Peer {
+    fn name(self) -> &'static str {
+        match self {
+            Peer::Restic => "restic",
+            Peer::Borg => "borg",
+        }
+    }
+
+    fn command(self, dir: &Path) -> Command {
+        let mut command = Command::new(self.name());
+        command
+            .env("RESTIC_PASSWORD", "bench")
+            .env("RESTIC_REPOSITORY", dir.join("restic"))
+            .env("RESTIC_CACHE_DIR", dir.join("restic-cache"))
+            .env("BORG_BASE_DIR", dir.join("borg-base"))
+            .env("BORG_REPO", dir.join("borg"))
+            .env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes")
+            .env("BORG_RELOCATED_REPO_ACCESS_IS_OK", "yes");
+        command
+    }
+
+    fn init(self, dir: &Path) -> Result<()> {
+        match self {
+            Peer::Restic => quiet(self.command(dir).arg("init")),
+            Peer::Borg => quiet(self.command(dir).args(["init", "-e", "none"])),
+        }
+    }
+
+    fn backup(self, dir: &Path, tree: &Path, n: usize) -> Result<()> {
+        let mut command = self.command(dir);
+        command.current_dir(tree);
+        match self {
+            Peer::Restic => quiet(command.args(["backup", "-q", "."])),
+            Peer::Borg => quiet(command.args(["create", &format!("::v{n}"), "."])),
+        }
+    }
+
+    fn restore(self, dir: &Path, n: usize, to: &Path) -> Result<()> {
+        fs::create_dir_all(to)?;
+        match self {
+            Peer::Restic => quiet(
+                self.command(dir)
+                    .args(["restore", "-q", "latest", "--target"])
+                    .arg(to),
+            ),
+            Peer::Borg => quiet(
+                self.command(dir)
+                    .args(["extract", &format!("::v{n}")])
+                    .current_dir(to),
+            ),
+        }
+    }
+
+    fn repository(self, dir: &Path) -> PathBuf {
+        dir.join(self.name())
+    }
+}
+
+fn bytes(dir: &Path) -> Result<f64> {
+    let out = Command::new("du").args(["-sb"]).arg(dir).output()?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let n: f64 = text.split_whitespace().next().unwrap_or_default().parse()?;
+    Ok(n / 1e6)
+}
+
+/// What is in our store, without the lock and fjall's preallocated journal, which is empty again after a flush.
+fn ours_bytes(store: &Path) -> Result<f64> {
+    let packs = bytes(&store.join("packs"))?;
+    let out = Command::new("du")
+        .args(["-s", "-B1"])
+        .arg(store.join("catalog"))
+        .output()?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let catalog: f64 = text.split_whitespace().next().unwrap_or_default().parse()?;
+    Ok(packs + catalog / 1e6)
+}
+
+fn drop_caches() -> Result<()> {
+    nix::unistd::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").context("drop the kernel's caches (root)")
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for part in bytes.chunks_mut(8) {
+            let word = self.next().to_le_bytes();
+            part.iter_mut().zip(word).for_each(|(to, from)| *to = from);
+        }
+    }
+}
+
+/// A data set: how it is made, and how one part in a hundred of it changes.
+struct Data {
+    name: &'static str,
+    make: fn(&Path) -> Result<()>,
+    change: fn(&Path, u64) -> Result<()>,
+}
+
+fn tree_of_small_files(to: &Path) -> Result<()> {
+    for from in ["/usr/share", "/usr/include"] {
+        quiet(Command::new("cp").args(["-a", from]).arg(to))?;
+    }
+    Ok(())
+}
+
+fn files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            files(&entry.path(), found)?;
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+fn change_small_files(tree: &Path, seed: u64) -> Result<()> {
+    let mut all = Vec::new();
+    files(tree, &mut all)?;
+    all.sort();
+    for path in all.iter().skip(usize::try_from(seed)? % 100).step_by(100) {
+        fs::write(path, format!("version {seed} of {}\n", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Half of each page is noise, half is text: what a database's file is like for a compressor.
+fn large_file(to: &Path) -> Result<()> {
+    let gib: u64 = std::env::var("BENCH_GIB")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(4);
+    let file = fs::File::create(to.join("large"))?;
+    let mut random = Random(42);
+    let mut page = vec![b'x'; 8192];
+    let mut block = Vec::with_capacity(8 << 20);
+    for n in 0..(gib << 30) / (8 << 20) {
+        block.clear();
+        for _ in 0..1024 {
+            random.fill(&mut page[..4096]);
+            block.extend_from_slice(&page);
+        }
+        file.write_all_at(&block, n * (8 << 20))?;
+    }
+    Ok(())
+}
+
+fn change_large_file(tree: &Path, seed: u64) -> Result<()> {
+    let file = fs::File::options().write(true).open(tree.join("large"))?;
+    let pages = file.metadata()?.len() / 8192;
+    let mut random = Random(seed + 1);
+    let mut page = vec![b'y'; 8192];
+    // One page in a hundred, in stretches of 16: a table that grows, an index that is worked on.
+    for _ in 0..pages / 1600 {
+        let at = random.next() % (pages - 16);
+        for n in 0..16 {
+            random.fill(&mut page[..4096]);
+            file.write_all_at(&page, (at + n) * 8192)?;
+        }
+    }
+    Ok(())
+}
+
+const DATA: [Data; 2] = [
+    Data {
+        name: "small files (/usr/share, /usr/include)",
+        make: tree_of_small_files,
+        change: change_small_files,
+    },
+    Data {
+        name: "one large file",
+        make: large_file,
+        change: change_large_file,
+    },
+];
+
+/// Ours, and a peer's.
+type Pairs = (Vec<f64>, Vec<f64>);
+
+fn versus(work: &Path, data: &Data, pairs: usize) -> Result<Vec<Figure>> {
+    let tree = work.join("tree");
+    fs::create_dir_all(&tree)?;
+    (data.make)(&tree)?;
+    let mut samples: HashMap<(&str, &str), Pairs> = HashMap::new();
+    let mut sizes: HashMap<&str, Pairs> = HashMap::new();
+    for pair in 0..pairs {
+        let dir = work.join(format!("round{pair}"));
+        fs::create_dir_all(&dir)?;
+        let store = dir.join("store");
+        let mut order = vec![None, Some(Peer::Restic), Some(Peer::Borg)];
+        order.rotate_left(pair % 3);
+        let mut times: HashMap<(&str, Option<&str>), f64> = HashMap::new();
+        let mut note =
+            |what: &'static str, who: Option<Peer>, ms: f64| times.insert((what, who.map(Peer::name)), ms);
+        for who in &order {
+            if let Some(peer) = who {
+                peer.init(&dir)?;
+            }
+            // Warm: everybody finds the tree in memory.
+            quiet(
+                Command::new("sh")
+                    .args(["-c", "tar cf - . | cat >/dev/null"])
+                    .current_dir(&tree),
+            )?;
+            nix::unistd::sync();
+            let ms = milliseconds(|| match who {
+                None => record(&store, &tree).map(drop),
+                Some(peer) => peer.backup(&dir, &tree, 0),
+            })?;
+            note("first commit", *who, ms);
+        }
+        (data.change)(&tree, pair as u64)?;
+        nix::unistd::sync();
+        std::thread::sleep(Duration::from_millis(100));
+        let mut last = None;
+        for who in &order {
+            quiet(
+                Command::new("sh")
+                    .args(["-c", "tar cf - . | cat >/dev/null"])
+                    .current_dir(&tree),
+            )?;
+            let ms = milliseconds(|| match who {
+                None => {
+                    last = Some(record(&store, &tree)?);
+                    Ok(())
+                }
+                Some(peer) => peer.backup(&dir, &tree, 1),
+            })?;
+            note("next commit, 1% changed", *who, ms);
+        }
+        let last = last.context("a commit")?;
+        for cold in [false, true] {
+            let what = if cold {
+                "materialised, cold"
+            } else {
+                "materialised, warm"
+            };
+            for who in &order {
+                let to = dir.join("restored");
+                nix::unistd::sync();
+                if cold {
+                    drop_caches()?;
+                }
+                let ms = milliseconds(|| match who {
+                    None => materialise(&store, &last, &to, false),
+                    Some(peer) => peer.restore(&dir, 1, &to),
+                })?;
+                note(what, *who, ms);
+                fs::remove_dir_all(&to)?;
+            }
+        }
+        let to = dir.join("copied");
+        nix::unistd::sync();
+        let ms = milliseconds(|| quiet(Command::new("cp").arg("-a").arg(&tree).arg(&to)))?;
+        fs::remove_dir_all(&to)?;
+        for what in [
+            "first commit",
+            "next commit, 1% changed",
+            "materialised, warm",
+            "materialised, cold",
+        ] {
+            let ours = times[&(what, None)];
+            for peer in [Peer::Restic, Peer::Borg] {
+                let (a, b) = samples.entry((what, peer.name())).or_default();
+                a.push(ours);
+                b.push(times[&(what, Some(peer.name()))]);
+            }
+        }
+        let (a, b) = samples.entry(("materialised, warm", "cp -a")).or_default();
+        a.push(times[&("materialised, warm", None)]);
+        b.push(ms);
+        for peer in [Peer::Restic, Peer::Borg] {
+            let (a, b) = sizes.entry(peer.name()).or_default();
+            a.push(ours_bytes(&store)?);
+            b.push(bytes(&peer.repository(&dir))?);
+        }
+        fs::remove_dir_all(&dir)?;
+    }
+    fs::remove_dir_all(&tree)?;
+    let mut figures = Vec::new();
+    for (what, peers, bar) in [
+        ("first commit", ["restic", "borg"].as_slice(), 0.5),
+        ("next commit, 1% changed", &["restic", "borg"], 0.2),
+        ("materialised, warm", &["restic"], 0.5),
+        ("materialised, cold", &["restic"], 0.5),
+        ("materialised, warm", &["cp -a"], 1.0 / 0.7),
+    ] {
+        for peer in peers {
+            let (ours, theirs) = &samples[&(what, *peer)];
+            figures.push(figure(
+                &format!("{}: {what}", data.name),
+                "ms",
+                ours,
+                theirs,
+                peer,
+                &Bar::AtMost(bar),
+            ));
+        }
+    }
+    for peer in ["restic", "borg"] {
+        let (ours, theirs) = &sizes[peer];
+        let case = format!("{}: stored, both commits", data.name);
+        figures.push(figure(&case, "MB", ours, theirs, peer, &Bar::AtMost(1.0)));
+    }
+    Ok(figures)
+}
+
+/// 20 versions of 1 MB, a tenth changed each time: only the bytes are of interest.
+fn versions(work: &Path) -> Result<Vec<Figure>> {
+    let tree = work.join("versions");
+    fs::create_dir_all(&tree)?;
+    let dir = work.join("versions-stores");
+    fs::create_dir_all(&dir)?;
+    let mut random = Random(7);
+    let mut content = vec![0; 1_000_000];
+    random.fill(&mut content);
+    for peer in [Peer::Restic, Peer::Borg] {
+        peer.init(&dir)?;
+    }
+    for n in 0..20 {
+        if n > 0 {
+            let at = usize::try_from(random.next() % 900_000)?;
+            random.fill(&mut content[at..at + 100_000]);
+        }
+        fs::write(tree.join("file"), &content)?;
+        std::thread::sleep(Duration::from_millis(30));
+        record(&dir.join("store"), &tree)?;
+        for peer in [Peer::Restic, Peer::Borg] {
+            peer.backup(&dir, &tree, n)?;
+        }
+    }
+    let ours = ours_bytes(&dir.join("store"))?;
+    let mut figures = Vec::new();
+    for peer in [Peer::Restic, Peer::Borg] {
+        let theirs = bytes(&peer.repository(&dir))?;
+        figures.push(figure(
+            "20 versions of 1 MB, 10% changed: stored",
+            "MB",
+            &[ours],
+            &[theirs],
+            peer.name(),
+            &Bar::AtMost(1.0),
+        ));
+    }
+    Ok(figures)
+}
+
+/// The predecessor's figures: 61 small files, one of 10 MB, a look-up, a proof.
+fn small(work: &Path, pairs: usize) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for (name, count, size, limit) in [
+        ("61 small files", 61, 4096, 5.0),
+        ("a file of 10 MB", 1, 10_000_000, 10.0),
+    ] {
+        let tree = work.join(format!("small-{count}"));
+        fs::create_dir_all(&tree)?;
+        let mut random = Random(3);
+        for n in 0..count {
+            let mut content = vec![0; size];
+            random.fill(&mut content);
+            fs::write(tree.join(format!("file{n}")), content)?;
+        }
+        let dir = work.join(format!("small-store-{count}"));
+        let recorded = record(&dir, &tree)?;
+        let store = Store::open(&dir, Hash::Blake3)?;
+        for synced in [true, false] {
+            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+            for pair in 0..pairs * 4 {
+                let to = work.join("restored");
+                for who in if pair % 2 == 0 {
+                    [true, false]
+                } else {
+                    [false, true]
+                } {
+                    nix::unistd::sync();
+                    let ms = milliseconds(|| {
+                        if who {
+                            return materialise_open(&store, &recorded, &to, synced);
+                        }
+                        quiet(Command::new("cp").arg("-a").arg(&tree).arg(&to))?;
+                        if synced {
+                            let open = fs::File::open(&to)?;
+                            nix::unistd::syncfs(&open)?;
+                        }
+                        Ok(())
+                    })?;
+                    if who {
+                        ours.push(ms)
+                    } else {
+                        theirs.push(ms)
+                    }
+                    fs::remove_dir_all(&to)?;
+                }
+            }
+            let case = format!(
+                "{name} restored, {}",
+                if synced { "synced" } else { "not synced" }
+            );
+            let mut made = figure(&case, "ms", &ours, &theirs, "cp -a", &Bar::AtMost(1.2));
+            if !synced {
+                made.bar = format!("under {limit} ms");
+                made.holds = made.ours < limit;
+            }
+            figures.push(made);
+        }
+    }
+    // A look-up and a proof among 100,000 entries.
+    let store = Store::open(&work.join("wide"), Hash::Blake3)?;
+    let state = store.make_state("ctr/bench/bench", "ctr/bench")?;
+    let session = store.session(state.domain);
+    let entry = |n: u64| store::format::Entry {
+        key: store::format::key(ROOT, format!("dir{}/file{n}", n % 301).as_bytes()),
+        size: 3,
+        inline: b"abc".to_vec(),
+        ..store::format::Entry::default()
+    };
+    let all = (0..100_000).map(|n| (entry(n).key, Some(entry(n))));
+    let top = session.tree(None, all)?;
+    let commit = store::format::Commit {
+        tree: top.id.0.to_vec(),
+        ..store::format::Commit::default()
+    };
+    let commit = session.commit(&state, commit, |_| {})?.commit;
+    drop(session);
+    let (mut look, mut prove) = (Vec::new(), Vec::new());
+    for n in 0..2000u64 {
+        let key = entry(n * 47 % 100_000).key;
+        let since = Instant::now();
+        ensure!(store.entry(state.domain, top.id, &key)?.is_some(), "it is there");
+        look.push(since.elapsed().as_secs_f64() * 1e6);
+        let since = Instant::now();
+        let proof = store.prove(state.domain, &commit, &key)?;
+        proof.check()?;
+        prove.push(since.elapsed().as_secs_f64() * 1e6);
+    }
+    for (case, samples, limit, peer) in [
+        ("a look-up among 100,000 entries", look, 20.0, 134.0),
+        ("a proof among them, made and checked", prove, 1000.0, 933.0),
+    ] {
+        let ours = bench::median(&samples);
+        figures.push(Figure {
+            case: case.into(),
+            unit: "us",
+            ours,
+            peer,
+            peer_name: "its claim",
+            ratio: ours / peer,
+            interval: None,
+            bar: format!("under {limit} us"),
+            holds: ours < limit,
+        });
+    }
+    Ok(figures)
+}
+
+fn main() -> Result<()> {
+    if std::env::var("BENCH_ONLY").is_ok_and(|only| !only.split(',').any(|name| name == "history")) {
+        return Ok(());
+    }
+    for peer in ["restic", "borg"] {
+        if Command::new(peer).arg("--version").output().is_err() {
+            println!("skipped: the benchmarks of histories: {peer} is not installed (hack/setup bench)");
+            return Ok(());
+        }
+    }
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: the benchmarks of histories: not root (the kernel's caches are dropped)");
+        return Ok(());
+    }
+    let pairs: usize = std::env::var("BENCH_PAIRS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(3);
+    let work = tempfile::tempdir_in(std::env::var("BENCH_DIR").unwrap_or_else(|_| "/var/tmp".into()))?;
+    let mut figures = small(work.path(), pairs)?;
+    figures.extend(versions(work.path())?);
+    for data in &DATA {
+        figures.extend(versus(work.path(), data, pairs)?);
+    }
+    let heading = format!("Histories beside restic, borg and cp, {pairs} rounds by turns");
+    bench::report("history", &heading, &figures)
+}
