@@ -1,5 +1,8 @@
 //! A process that is killed in the middle of anything: what it said was there is there when the store is opened next.
 
+// A failed assertion is how a test reports.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader},
