@@ -36,6 +36,7 @@ fn record(store: &Path, tree: &Path) -> Result<Recorded> {
         tops: &tops,
         exclude: &[],
         freezer: None,
+        undisturbed: &|| true,
         max_pause: Duration::ZERO,
         reason: Reason::Manual,
         message: Some(""),

@@ -12,6 +12,7 @@ use integration::{
     Daemon, OURS, STOCK,
     api::Api,
     bench::{self, Bar, Figure, Samples, figure, milliseconds},
+    history::Keeper,
     wait::until,
 };
 
@@ -361,6 +362,13 @@ fn main() -> Result<()> {
     }
     if wanted("kept") {
         figures.push(kept(&d, pairs)?);
+    }
+    if wanted("keeper") {
+        let _keeper = Keeper::start(&d, "")?;
+        figures.extend(life_cycle(&d, pairs)?.into_iter().map(|figure| Figure {
+            case: format!("{}, with a keeper", figure.case),
+            ..figure
+        }));
     }
 
     bench::report("shim", &format!("containerd {version}, {pairs} pairs"), &figures)

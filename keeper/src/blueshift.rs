@@ -66,6 +66,8 @@ pub struct Capture<'a> {
     pub exclude: &'a [PathBuf],
     /// Stops the container; none where nothing writes.
     pub freezer: Option<&'a dyn Freezer>,
+    /// Where nothing writes: whether that is still so, asked at the end.
+    pub undisturbed: &'a (dyn Fn() -> bool + Sync),
     /// How long it may stand still.
     pub max_pause: Duration,
     /// Why.
@@ -136,7 +138,9 @@ impl Capture<'_> {
         let mut links = Links::of(&first.seen);
         let mut read = recorder.read(&suspects, &links, &first, self.freezer.is_some())?;
         let (last, consistency, pause) = match self.freezer {
-            None => (first, Consistency::Quiet, Duration::ZERO),
+            None if (self.undisturbed)() => (first, Consistency::Quiet, Duration::ZERO),
+            // A container has taken it meanwhile.
+            None => (first, Consistency::Fuzzy, Duration::ZERO),
             Some(freezer) => {
                 // Most of a first commit is behind us: what is lost if this takes long is the rest.
                 let frozen = freezer.freeze(self.max_pause);

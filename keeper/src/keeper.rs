@@ -223,6 +223,7 @@ impl Keeper {
             tops: &tops,
             exclude: record.as_ref().map_or(&[], |r| r.exclude.as_slice()),
             freezer: shim.as_ref().map(|shim| shim as &dyn Freezer),
+            undisturbed: &|| state.in_use_by().is_none(),
             max_pause: self.history.max_pause,
             reason,
             message,
@@ -336,6 +337,8 @@ impl Keeper {
                 tops: &tops,
                 exclude: record.as_ref().map_or(&[], |r| r.exclude.as_slice()),
                 freezer: None,
+                // The lease is held.
+                undisturbed: &|| true,
                 max_pause: self.history.max_pause,
                 reason,
                 message: None,

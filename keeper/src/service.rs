@@ -260,10 +260,7 @@ fn diff(keeper: &Keeper, request: &api::DiffRequest) -> Result<api::DiffResponse
     let (from, to) = (before.commit.tree_id()?, after.commit.tree_id()?);
     keeper
         .store()
-        .differences(a.domain, Some(from), to, |difference| {
-            if difference.key() <= request.after_key.as_slice() && !request.after_key.is_empty() {
-                return Ok(ControlFlow::Continue(()));
-            }
+        .differences(a.domain, Some(from), to, &request.after_key, |difference| {
             if response.changes.len() >= most {
                 response.more = true;
                 return Ok(ControlFlow::Break(()));

@@ -48,6 +48,7 @@ fn capture(
         tops: &tops,
         exclude: &[PathBuf::from("/tmp"), PathBuf::from("/var/cache/deep")],
         freezer,
+        undisturbed: &|| true,
         max_pause: Duration::from_secs(1),
         reason: Reason::Manual,
         message,
@@ -216,6 +217,7 @@ fn everything_is_recorded_and_comes_back() {
                 domain,
                 Some(a.commit.tree_id().unwrap()),
                 b.commit.tree_id().unwrap(),
+                b"",
                 |d| {
                     keys.push(store::format::Shown(d.key()).to_string());
                     Ok(std::ops::ControlFlow::Continue(()))

@@ -583,7 +583,7 @@ proptest! {
             prop_assert_eq!(after.entries, expected.len() as u64);
             prop_assert_eq!(&all(&store, domain, after.id), &expected);
             let mut patched = before;
-            store.differences(domain, Some(top.id), after.id, |difference| {
+            store.differences(domain, Some(top.id), after.id, b"", |difference| {
                 assert_eq!(patched.get(difference.key()), difference.before.as_ref());
                 assert_ne!(difference.before, difference.after);
                 match difference.after {
@@ -593,6 +593,29 @@ proptest! {
                 Ok(ControlFlow::Continue(()))
             }).unwrap();
             prop_assert_eq!(&patched, &expected);
+            // In two parts it is the same.
+            let mut keys = Vec::new();
+            let mut gather = |behind: &[u8], most: usize| {
+                let mut count = 0;
+                store.differences(domain, Some(top.id), after.id, behind, |difference| {
+                    keys.push(difference.key().to_vec());
+                    count += 1;
+                    Ok(if count == most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+                }).unwrap();
+                keys.last().cloned()
+            };
+            if let Some(last) = gather(b"", 40) {
+                gather(&last, usize::MAX);
+            }
+            let all: Vec<Vec<u8>> = {
+                let mut all = Vec::new();
+                store.differences(domain, Some(top.id), after.id, b"", |difference| {
+                    all.push(difference.key().to_vec());
+                    Ok(ControlFlow::Continue(()))
+                }).unwrap();
+                all
+            };
+            prop_assert_eq!(keys, all);
             top = after;
         }
         let from = entry_n(1500, 0).key;

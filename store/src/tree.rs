@@ -495,7 +495,7 @@ impl Store {
         Ok(())
     }
 
-    /// What differs between two trees of a domain, by key; what they share is not read.
+    /// What differs between two trees of a domain, by key, behind key `behind`; what they share is not read.
     ///
     /// # Errors
     /// A damaged tree, a failing disk, and what `each` says.
@@ -504,14 +504,15 @@ impl Store {
         domain: u32,
         before: Option<Id>,
         after: Id,
+        behind: &[u8],
         mut each: impl FnMut(Difference) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         if before == Some(after) {
             return Ok(());
         }
         // Items of both sides in order; a node that both have at the same place is skipped whole.
-        let mut left = Side::new(self, domain, before)?;
-        let mut right = Side::new(self, domain, Some(after))?;
+        let mut left = Side::new(self, domain, before, behind)?;
+        let mut right = Side::new(self, domain, Some(after), behind)?;
         loop {
             left.skip_with(&mut right)?;
             let (a, b) = (left.peek()?, right.peek()?);
@@ -544,7 +545,9 @@ impl Store {
                 }
                 (Some(_), None) => return Err(damaged("a tree", "its entries are not in order")),
             };
-            if each(difference)?.is_break() {
+            // A node that begins before may have been opened for what is behind.
+            let wanted = behind.is_empty() || difference.key() > behind;
+            if wanted && each(difference)?.is_break() {
                 return Ok(());
             }
         }
@@ -555,6 +558,8 @@ impl Store {
 struct Side<'s> {
     store: &'s Store,
     domain: u32,
+    /// What ends before this is left out.
+    behind: Vec<u8>,
     /// What is to come, the next one last: nodes by name and level, entries by their bytes.
     stack: Vec<Step>,
 }
@@ -566,12 +571,17 @@ enum Step {
 }
 
 impl<'s> Side<'s> {
-    fn new(store: &'s Store, domain: u32, top: Option<Id>) -> Result<Side<'s>> {
+    fn new(store: &'s Store, domain: u32, top: Option<Id>, behind: &[u8]) -> Result<Side<'s>> {
         let stack = match top {
             Some(top) => vec![Step::Node(top, store.node(domain, top)?.level)],
             None => Vec::new(),
         };
-        Ok(Side { store, domain, stack })
+        Ok(Side {
+            store,
+            domain,
+            behind: behind.to_vec(),
+            stack,
+        })
     }
 
     /// Opens the next node.
@@ -582,7 +592,12 @@ impl<'s> Side<'s> {
             if node.level != level {
                 return Err(damaged("a tree", "a node stands on the wrong level"));
             }
-            for item in node.items.iter().rev() {
+            let first = if self.behind.is_empty() {
+                0
+            } else {
+                place_in(&node, &self.behind)?
+            };
+            for item in node.items.iter().skip(first).rev() {
                 self.stack.push(match level {
                     0 => Step::Item(item.clone()),
                     _ => Step::Node(child_id(&child(item)?)?, level - 1),
