@@ -705,6 +705,27 @@ impl Keeper {
         Ok(self.store.gc(store::Thorough::Erase, false, |_| {})?.freed)
     }
 
+    /// Takes the content from old commits by the configured rules, and gets the space back. Answers with how many commits
+    /// lost theirs, and what the gc did.
+    ///
+    /// # Errors
+    /// A damaged tree, a full or failing disk.
+    pub fn tidy(&self, dry: bool) -> Result<(u64, store::Collected)> {
+        let rules = self.history.retention.iter().map(|keep| store::Rule {
+            age: keep.age.as_secs(),
+            every: keep.every.as_secs(),
+        });
+        let retention = store::Retention {
+            rules: rules.collect(),
+        };
+        let mut expired = 0;
+        for known in self.store.states()? {
+            expired += self.store.expire(&known, &retention, now(), dry)?;
+        }
+        let done = self.store.gc(store::Thorough::Worthwhile, dry, |_| {})?;
+        Ok((expired, done))
+    }
+
     /// Free space of the store's disk, in bytes.
     ///
     /// # Errors

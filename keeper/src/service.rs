@@ -15,7 +15,7 @@ use keeper_api::keeper::{
 use protobuf::MessageField;
 use runtime_spec::name::StateName;
 use store::{
-    Known, Recorded, Thorough,
+    Known, Recorded,
     content::Stretch,
     format::{Entry, Kind, Reason},
 };
@@ -570,14 +570,7 @@ impl Api for Service {
 
     async fn gc(&self, _: &TtrpcContext, request: api::GcRequest) -> ttrpc::Result<api::GcResponse> {
         self.run(move |keeper| {
-            let mut expired = 0;
-            for known in keeper.store().states()? {
-                let rules = store::Retention::default();
-                expired += keeper
-                    .store()
-                    .expire(&known, &rules, crate::keeper::now(), request.dry_run)?;
-            }
-            let done = keeper.store().gc(Thorough::Worthwhile, request.dry_run, |_| {})?;
+            let (expired, done) = keeper.tidy(request.dry_run)?;
             Ok(api::GcResponse {
                 expired,
                 objects: done.objects,

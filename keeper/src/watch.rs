@@ -32,6 +32,9 @@ const BLIND: Duration = Duration::from_secs(10);
 /// A tree of more directories is not watched: the kernel's limit is for the whole node.
 const DIRECTORIES: usize = 4096;
 
+/// How often space is got back, while something is recorded.
+const TIDY: Duration = Duration::from_secs(3600);
+
 /// One state that is looked at.
 struct Watched {
     at: Instant,
@@ -48,6 +51,7 @@ pub struct Watch {
     states: Mutex<HashMap<StateName, Watched>>,
     woken: EventFd,
     stop: std::sync::atomic::AtomicBool,
+    tidied: Mutex<Instant>,
 }
 
 impl Watch {
@@ -66,6 +70,7 @@ impl Watch {
             states: Mutex::default(),
             woken,
             stop: false.into(),
+            tidied: Mutex::new(Instant::now()),
         };
         for info in watch.keeper.node().states()? {
             if info.in_use_by.is_some() {
@@ -199,6 +204,28 @@ impl Watch {
         }
     }
 
+    /// Gets space back if it is time, beside what else there is to do.
+    fn tidy(&self) {
+        let mut tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
+        if tidied.elapsed() < TIDY {
+            return;
+        }
+        *tidied = Instant::now();
+        let keeper = self.keeper.clone();
+        std::thread::spawn(move || match keeper.tidy(false) {
+            Ok((expired, done)) => {
+                tracing::info!(
+                    expired,
+                    freed = done.freed,
+                    copied = done.copied,
+                    packs = done.packs,
+                    "got space back"
+                );
+            }
+            Err(error) => tracing::error!(%error, "space could not be got back"),
+        });
+    }
+
     fn look(&self, name: StateName, mut watched: Watched) {
         let state = self.keeper.node().state(&name);
         // Shims that were killed tell nobody that their container has gone.
@@ -215,6 +242,7 @@ impl Watch {
                 tracing::info!(state = %name, commit = recorded.id.short(), changed = recorded.commit.changed,
                     written = recorded.commit.written, pause_ms = recorded.commit.pause / 1_000_000,
                     took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "committed");
+                self.tidy();
                 false
             }
             Ok(None) => true,

@@ -79,6 +79,33 @@ pub struct History {
     pub sha256: bool,
     /// Where metrics are served; none for nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Which commits keep their content, the youngest first.
+    pub retention: Vec<Keep>,
+}
+
+/// Of the commits up to an age, one for each so long: `1m for 1d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// One for each so long; zero for all.
+    pub every: Duration,
+    /// How old.
+    pub age: Duration,
+}
+
+impl Keep {
+    /// `1m for 1d`, `all for 1h`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Keep> {
+        let (every, age) = text.split_once(" for ")?;
+        let every = match every {
+            "all" => Duration::ZERO,
+            every => duration::parse(every).filter(|every| *every >= Duration::from_secs(1))?,
+        };
+        Some(Keep {
+            every,
+            age: duration::parse(age)?,
+        })
+    }
 }
 
 impl Default for History {
@@ -90,6 +117,10 @@ impl Default for History {
             share: false,
             sha256: false,
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9911))),
+            retention: ["all for 1h", "1m for 1d", "1h for 31d", "1d for 366d"]
+                .iter()
+                .filter_map(|rule| Keep::parse(rule))
+                .collect(),
         }
     }
 }
@@ -189,7 +220,7 @@ impl Config {
                 }
                 _ => {
                     return Err(at.unknown(
-                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, keeper, [history] interval, max-pause, store, share, hash, metrics, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
+                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, keeper, [history] interval, max-pause, store, share, hash, metrics, retention, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
                     ));
                 }
             }
@@ -232,7 +263,15 @@ impl History {
                     history.metrics =
                         Some(address.map_err(|_| at.wrong("off, or an address such as 127.0.0.1:9911"))?);
                 }
-                _ => return Err(at.unknown("interval, max-pause, store, share, hash, metrics")),
+                "retention" => {
+                    let rules = at.strings(value)?;
+                    let rules: Option<Vec<Keep>> = rules.iter().map(|rule| Keep::parse(rule)).collect();
+                    let mut rules =
+                        rules.ok_or_else(|| at.wrong("rules such as \"all for 1h\" or \"1m for 1d\""))?;
+                    rules.sort_by_key(|rule| rule.age);
+                    history.retention = rules;
+                }
+                _ => return Err(at.unknown("interval, max-pause, store, share, hash, metrics, retention")),
             }
         }
         Ok(history)
@@ -412,6 +451,7 @@ mod tests {
             "share",
             "hash",
             "metrics",
+            "retention",
         ] {
             assert!(
                 settings.lines().any(|l| l.starts_with(&format!("{key} = "))),
@@ -426,6 +466,7 @@ mod tests {
             ("[history]\ninterval = 3", "line 2", "history.interval"),
             ("[history]\nshare = \"all\"", "line 2", "namespace or node"),
             ("[history]\nmetrics = \"9911\"", "line 2", "127.0.0.1:9911"),
+            ("[history]\nretention = [\"1d\"]", "line 2", "history.retention"),
             ("[history]\nevery = \"1s\"", "line 2", "history.every"),
             ("\nlease = \"1s\"", "line 2", "lease"),
             ("[reclaim]\nnever = 1", "line 2", "reclaim.never"),
