@@ -70,6 +70,7 @@ pub fn run(config: &Path, address: &Path, json: bool) -> Result<ExitCode> {
     let (finding, config) = configuration(config);
     findings.push(finding);
     findings.extend(live_trees(&config));
+    findings.push(history(&config));
 
     if json {
         println!("{}", serde_json::to_string_pretty(&findings)?);
@@ -338,6 +339,19 @@ fn live_trees(config: &Config) -> Vec<Finding> {
         Err(e) => warning("leftovers", e.to_string(), "run doctor as root"),
     });
     findings
+}
+
+/// Whether a keeper records what containers write.
+fn history(config: &Config) -> Finding {
+    let socket = &config.keeper;
+    match std::os::unix::net::UnixStream::connect(socket) {
+        Ok(_) => ok("history", format!("a keeper answers at {}", socket.display())),
+        Err(_) => warning(
+            "history",
+            "no keeper runs: containers keep what they write, and have no history",
+            "systemctl enable --now diffkeeper-keeper, or diffkeeper keeper",
+        ),
+    }
 }
 
 fn first_line(text: &[u8]) -> String {

@@ -548,6 +548,125 @@ fn small(work: &Path, pairs: usize) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+/// The memory of a keeper that commits ten states of a gibibyte each, and of one that has 10 GiB stored and nothing to do.
+fn keeper_memory(work: &Path) -> Result<Vec<Figure>> {
+    let gib: usize = std::env::var("BENCH_GIB")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(10)
+        .min(10);
+    let root = work.join("node");
+    let node = live::Node::open(&root)?;
+    let mut random = Random(11);
+    let mut block = vec![0; 8 << 20];
+    for n in 0..gib {
+        let state = node.state(&format!("ctr/bench/s{n}").parse()?);
+        let dir = state.root(&live::Root::Rootfs)?;
+        dir.prepare_overlay(0o755, (0, 0))?;
+        let file = fs::File::create(dir.upper().join("data"))?;
+        for at in 0..128u64 {
+            random.fill(&mut block);
+            file.write_all_at(&block, at * (8 << 20))?;
+        }
+    }
+    let config = work.join("node.toml");
+    let socket = work.join("keeper.sock");
+    fs::write(
+        &config,
+        format!(
+            "root = {:?}\nkeeper = {:?}\n[history]\nmetrics = \"off\"\n",
+            root.display().to_string(),
+            socket.display().to_string()
+        ),
+    )?;
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/diffkeeper");
+    let start = || -> Result<std::process::Child> {
+        let child = Command::new(&program)
+            .arg("keeper")
+            .env("DIFFKEEPER_CONFIG", &config)
+            .stderr(std::process::Stdio::null())
+            .spawn()?;
+        integration::wait::until("the keeper", Duration::from_secs(20), || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        })?;
+        Ok(child)
+    };
+    let say = |args: &[&str]| {
+        quiet(
+            Command::new(&program)
+                .args(args)
+                .env("DIFFKEEPER_CONFIG", &config),
+        )
+    };
+    let status = |pid: u32, field: &str| -> Result<f64> {
+        let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(field))
+            .context("a field")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
+    };
+    let mut child = start()?;
+    for n in 0..gib {
+        say(&["commit", &format!("s{n}")])?;
+    }
+    let busy = status(child.id(), "VmHWM:")?;
+    child.kill()?;
+    child.wait()?;
+    let mut child = start()?;
+    say(&["stats"])?;
+    say(&["log", "s0"])?;
+    std::thread::sleep(Duration::from_secs(2));
+    let idle = status(child.id(), "VmRSS:")?;
+    let cpu = |pid: u32| -> Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let switches = text.lines().filter(|line| line.contains("ctxt_switches"));
+        Ok(switches
+            .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+            .sum())
+    };
+    let before = cpu(child.id())?;
+    std::thread::sleep(Duration::from_secs(10));
+    let woken = cpu(child.id())? - before;
+    child.kill()?;
+    child.wait()?;
+    let plain = |case: String, unit, ours: f64, bar: &str, holds| Figure {
+        case,
+        unit,
+        ours,
+        peer: f64::NAN,
+        peer_name: "-",
+        ratio: f64::NAN,
+        interval: None,
+        bar: bar.into(),
+        holds,
+    };
+    Ok(vec![
+        plain(
+            format!("keeper's memory, committing {gib} x 1 GiB, peak"),
+            "MiB",
+            busy,
+            "under 256 MiB",
+            busy < 256.0,
+        ),
+        plain(
+            format!("keeper's memory, {gib} GiB and {gib} states stored, idle"),
+            "MiB",
+            idle,
+            "under 64 MiB",
+            idle < 64.0,
+        ),
+        #[allow(clippy::cast_precision_loss)]
+        plain(
+            "wake-ups of its main thread in 10 s with no container".into(),
+            "",
+            woken as f64,
+            "none",
+            woken == 0,
+        ),
+    ])
+}
+
 fn main() -> Result<()> {
     if std::env::var("BENCH_ONLY").is_ok_and(|only| !only.split(',').any(|name| name == "history")) {
         return Ok(());
@@ -567,10 +686,22 @@ fn main() -> Result<()> {
         .and_then(|n| n.parse().ok())
         .unwrap_or(3);
     let work = tempfile::tempdir_in(std::env::var("BENCH_DIR").unwrap_or_else(|_| "/var/tmp".into()))?;
-    let mut figures = small(work.path(), pairs)?;
-    figures.extend(versions(work.path())?);
+    let part = std::env::var("BENCH_PART").ok();
+    let wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
+    let mut figures = Vec::new();
+    if wanted("small") {
+        figures.extend(small(work.path(), pairs)?);
+    }
+    if wanted("versions") {
+        figures.extend(versions(work.path())?);
+    }
     for data in &DATA {
-        figures.extend(versus(work.path(), data, pairs)?);
+        if wanted("versus") {
+            figures.extend(versus(work.path(), data, pairs)?);
+        }
+    }
+    if wanted("keeper") {
+        figures.extend(keeper_memory(work.path())?);
     }
     let heading = format!("Histories beside restic, borg and cp, {pairs} rounds by turns");
     bench::report("history", &heading, &figures)
