@@ -299,6 +299,12 @@ impl Batch {
 impl Catalog {
     /// Opens or makes the catalog.
     pub(crate) fn open(dir: &Path) -> Result<Catalog> {
+        // fjall asserts some of what it reads in a journal; a disk that flips bits is no bug of anybody's.
+        std::panic::catch_unwind(|| Catalog::open_or_panic(dir))
+            .unwrap_or_else(|_| Err(damaged(dir.display(), "fjall gives up on its journal")))
+    }
+
+    fn open_or_panic(dir: &Path) -> Result<Catalog> {
         let db = Database::builder(dir)
             .cache_size(CACHE)
             .max_journaling_size(JOURNALS)
