@@ -19,13 +19,16 @@ use crate::{
 /// How long a commit may go on after a SIGTERM; then it is abandoned, which the store does not mind.
 const LAST_COMMIT: Duration = Duration::from_secs(4);
 
+/// How long a command may have the store open before a keeper gives up starting.
+const COMMANDS: Duration = Duration::from_secs(3);
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// A store in use, damaged or of a newer version; a socket that cannot be made.
 pub fn serve(config: &Config) -> Result<()> {
     // The store's lock says that no other keeper is there, before that one's socket is touched.
-    let keeper = Arc::new(Keeper::open(config)?);
+    let keeper = Arc::new(open(config)?);
     let watch = Arc::new(Watch::new(keeper.clone())?);
     let listener = listen(&config.keeper)?;
     let looking = {
@@ -69,6 +72,19 @@ pub fn serve(config: &Config) -> Result<()> {
     let _ = std::fs::remove_file(&config.keeper);
     runtime.shutdown_background();
     served
+}
+
+/// Opens the store; a command that has it open for a moment is waited for.
+fn open(config: &Config) -> Result<Keeper> {
+    let since = std::time::Instant::now();
+    loop {
+        match Keeper::open(config) {
+            Err(crate::Error::Store(store::Error::Locked(_))) if since.elapsed() < COMMANDS => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// `GET /metrics` and `GET /healthz`, to whoever may connect: an address of this machine, unless configured otherwise.

@@ -1,12 +1,15 @@
 //! The keeper that answers: the one that runs, or, where none does, one in this process for as long as the command takes.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use keeper::{Keeper, service::Service};
 use keeper_api::keeper::{keeper as api, keeper_ttrpc::KeeperClient};
 use runtime_spec::config::Config;
 use ttrpc::asynchronous::Client;
+
+/// How long another process may have the store open before this one gives up.
+const OTHERS: Duration = Duration::from_secs(5);
 
 /// Runs `work` with a keeper that answers.
 ///

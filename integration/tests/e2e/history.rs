@@ -366,7 +366,7 @@ fn a_keeper_that_dies_harms_nobody(d: &Daemon) -> Result<()> {
         .command(
             "timeout",
             &[
-                "5",
+                "20",
                 &fs::canonicalize(d.folder().join("bin/containerd-shim-diffkeeper-v1"))?
                     .with_file_name("diffkeeper")
                     .to_string_lossy(),
