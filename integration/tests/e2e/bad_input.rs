@@ -67,8 +67,8 @@ fn names_and_annotations(d: &Daemon) -> Result<()> {
     )?;
     refused(
         d,
-        &["--annotation", "diffkeeper.io/restore=head"],
-        &["diffkeeper.io/restore", "not support"],
+        &["--annotation", "diffkeeper.io/from=web@head"],
+        &["diffkeeper.io/from", "not support"],
     )?;
     refused(
         d,
