@@ -15,7 +15,10 @@ use std::{
         unix::{ffi::OsStrExt, fs::FileExt},
     },
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use nix::{
@@ -238,28 +241,27 @@ impl Make<'_> {
     fn file(&self, dir: &OwnedFd, name: &OsStr, entry: &Entry, place: &Path) -> Result<()> {
         let make = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = File::from(openat(dir, name, make, Mode::S_IRUSR | Mode::S_IWUSR).on("make", place)?);
-        let mut sparse = false;
-        let failed = std::cell::RefCell::new(None);
-        let read = self.store.read(self.plan.domain, entry, |at, stretch| {
+        let sparse = AtomicBool::new(false);
+        let failed = Mutex::new(None);
+        let read = self.store.read_parallel(self.plan.domain, entry, |at, stretch| {
             match stretch {
-                Stretch::Hole(_) => sparse = true,
+                Stretch::Hole(_) => sparse.store(true, Ordering::Relaxed),
                 Stretch::Bytes(bytes) => {
                     if let Err(error) = file.write_all_at(bytes, at) {
-                        *failed.borrow_mut() = Some(error);
+                        *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                         return Err(store::Error::Refused("the disk failed".into()));
                     }
-                    self.progress
-                        .bytes
-                        .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    let written = bytes.len() as u64;
+                    self.progress.bytes.fetch_add(written, Ordering::Relaxed);
                 }
             }
             Ok(())
         });
-        if let Some(error) = failed.into_inner() {
+        if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error).on("write", place);
         }
         read?;
-        if sparse {
+        if sparse.into_inner() {
             file.set_len(entry.size).on("lengthen", place)?;
         }
         self.attributes(&file.into(), entry)

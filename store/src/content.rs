@@ -544,6 +544,59 @@ impl Store {
         self.read_range(domain, entry, 0, u64::MAX, each)
     }
 
+    /// As [`Store::read`], of long content: several parts at a time, in no order. Every part is named once.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub fn read_parallel(
+        &self,
+        domain: u32,
+        entry: &Entry,
+        each: impl Fn(u64, Stretch<'_>) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let Some(mut pieces) = Pieces::new(self, domain, entry)? else {
+            return self.read(domain, entry, each);
+        };
+        let mut length = 0;
+        let mut some = Vec::new();
+        loop {
+            let piece = pieces.next_piece()?;
+            let ended = piece.is_none();
+            if let Some((at, piece)) = piece {
+                length = at + piece.length;
+                if length > entry.size {
+                    break;
+                }
+                some.push((at, piece));
+            }
+            if ended || some.len() >= 512 {
+                some.par_iter()
+                    .try_for_each(|(at, piece)| match Id::from_slice(&piece.chunk) {
+                        Some(id) => {
+                            let bytes = self.chunk(domain, id)?;
+                            if bytes.len() as u64 != piece.length {
+                                return Err(damaged("a list's piece", "its chunk has another length"));
+                            }
+                            each(*at, Stretch::Bytes(&bytes))
+                        }
+                        None if piece.chunk.is_empty() => each(*at, Stretch::Hole(piece.length)),
+                        None => Err(damaged("a list's piece", "its name has another length")),
+                    })?;
+                some.clear();
+            }
+            if ended {
+                break;
+            }
+        }
+        if length != entry.size {
+            return Err(damaged(
+                "a file's list",
+                "it has another length than its entry says",
+            ));
+        }
+        Ok(())
+    }
+
     /// As [`Store::read`], of what lies between two places; the first and last stretch may reach beyond them.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use crate::{
     error::{Context, Result, damaged},
     fault,
     id::Id,
-    pack::{self, Object, RECORD, Record},
+    pack::{self, HEADER, Object, RECORD, Record},
     store::Store,
 };
 
@@ -90,10 +90,17 @@ impl Store {
             }
             Ok(())
         })?;
-        // A pack of which the catalog names nothing: what was in it has another place.
+        // What the catalog does not name: it was written twice, or its batch never came.
         for (number, row) in self.catalog.packs()? {
             if row.domain == domain {
-                waste.entry(number).or_insert((1, 0));
+                let (dead, all) = waste.entry(number).or_default();
+                let unnamed = u64::from(row.length).saturating_sub(HEADER as u64 + *all);
+                *dead += unnamed;
+                *all += unnamed;
+                if *all == 0 {
+                    // An empty pack is no use either.
+                    *dead = 1;
+                }
             }
         }
         let open = self.open_packs();

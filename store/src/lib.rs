@@ -17,6 +17,7 @@ pub mod pack;
 mod reach;
 mod retention;
 mod store;
+mod sys;
 #[cfg(test)]
 mod tests;
 pub mod tree;

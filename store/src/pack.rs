@@ -15,6 +15,7 @@ use delta::Encoding;
 use crate::{
     error::{Context, Result, damaged},
     id::Id,
+    sys,
 };
 
 /// Where a pack is closed and the next begun, in bytes: what gc rewrites at a time.
@@ -289,6 +290,9 @@ impl Writer {
         self.file
             .write_all_at(&self.buffer, at)
             .on("write to", &self.path)?;
+        if self.buffer.len() >= BUFFER {
+            sys::begin_writing(&self.file, at, self.buffer.len());
+        }
         self.buffer.clear();
         Ok(())
     }

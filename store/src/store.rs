@@ -13,7 +13,7 @@ use std::{
 };
 
 use prost::Message;
-use quick_cache::sync::Cache;
+use quick_cache::{Weighter, sync::Cache};
 
 use crate::{
     catalog::{Batch, Catalog, PackRow, Place, StoreRow},
@@ -27,6 +27,20 @@ use crate::{
 /// The format of stores that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 1;
 
+/// Nodes that are kept in memory, in bytes.
+const NODES: u64 = 16 << 20;
+
+/// What a node takes in memory.
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<(u32, Id), Arc<Node>> for Weight {
+    fn weight(&self, _: &(u32, Id), node: &Arc<Node>) -> u64 {
+        // Each item is an allocation of its own.
+        node.items.iter().map(|item| item.len() as u64 + 48).sum::<u64>() + 128
+    }
+}
+
 /// An object within its dedup domain.
 type Key = (u32, Object, Id);
 
@@ -39,7 +53,7 @@ pub struct Store {
     /// Objects that are in a pack and not yet in the catalog.
     pending: RwLock<HashMap<Key, Place>>,
     files: Cache<u32, Arc<File>>,
-    nodes: Cache<(u32, Id), Arc<Node>>,
+    nodes: Cache<(u32, Id), Arc<Node>, Weight>,
     /// Held by whoever adds objects; taken whole by gc for the moment in which it removes some.
     pub(crate) gate: RwLock<()>,
     /// What was found to be there already while gc looked for what nobody needs.
@@ -112,7 +126,7 @@ impl Store {
             }),
             pending: RwLock::default(),
             files: Cache::new(64),
-            nodes: Cache::new(512),
+            nodes: Cache::with_weighter(2048, NODES, Weight),
             gate: RwLock::default(),
             spared: Mutex::default(),
             names: Mutex::default(),
@@ -302,8 +316,14 @@ impl Store {
         let (domain, object, _) = key;
         let class = Class::from(object);
         let mut writing = locked(&self.writing);
-        // Another thread may have had the same content.
-        if self.place(key.0, key.1, key.2)?.is_some() {
+        // Another thread may have had the same content. What was published since the caller looked is written a second
+        // time: rare, and harmless.
+        let there = self
+            .pending
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(&key);
+        if there {
             return Ok(0);
         }
         if writing
