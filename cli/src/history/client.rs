@@ -21,11 +21,19 @@ pub fn with_keeper<T>(config: &Config, work: impl AsyncFnOnce(KeeperClient) -> R
         .build()
         .context("start the event loop")?;
     let done = runtime.block_on(async {
-        if let Some(client) = connect(&config.keeper).await {
-            return work(client).await;
-        }
-        let keeper =
-            Keeper::open(config).context("no keeper runs, and the store cannot be opened without")?;
+        let since = std::time::Instant::now();
+        let keeper = loop {
+            if let Some(client) = connect(&config.keeper).await {
+                return work(client).await;
+            }
+            match Keeper::open(config) {
+                // A keeper that is just starting, or another command.
+                Err(keeper::Error::Store(store::Error::Locked(_))) if since.elapsed() < OTHERS => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                opened => break opened.context("no keeper runs, and the store cannot be opened without")?,
+            }
+        };
         let dir = tempfile::tempdir().context("make a folder for a socket")?;
         let socket = dir.path().join("keeper.sock");
         let listener = keeper::service::listen(&socket)?;
