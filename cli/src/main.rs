@@ -63,7 +63,17 @@ enum Command {
     #[command(flatten)]
     History(history::Command),
     /// Run the service that records histories and goes back in them
-    Keeper,
+    Keeper {
+        /// Start it, and leave it running when it answers: by systemd where there is one
+        #[arg(long, conflicts_with = "stop")]
+        detach: bool,
+        /// End the one that runs
+        #[arg(long)]
+        stop: bool,
+        /// Take nothing from whoever started it
+        #[arg(long, hide = true)]
+        apart: bool,
+    },
     /// Is this machine fit? What to do if it is not?
     Doctor {
         /// Print JSON
@@ -136,9 +146,22 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Command::Prune { dry_run, json } => states::prune(&config(cli)?, *dry_run, *json),
         Command::History(command) => history::run(&config(cli)?, command),
-        Command::Keeper => {
+        Command::Keeper { apart, .. } if *apart => {
+            keeper::detach::leave()?;
             log_to_stderr();
             keeper::serve::serve(&config(cli)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Keeper { detach, stop, .. } => {
+            let config = config(cli)?;
+            match (detach, stop) {
+                (true, _) => keeper::detach::start(&config, &cli.config)?,
+                (_, true) => history::stop_keeper(&config)?,
+                _ => {
+                    log_to_stderr();
+                    keeper::serve::serve(&config)?;
+                }
+            }
             Ok(ExitCode::SUCCESS)
         }
         // Doctor also says what is wrong with the configuration itself.

@@ -1,6 +1,7 @@
 //! The node service: BlueShift makes commits of live trees, RedShift makes live trees of commits.
 
 pub mod blueshift;
+pub mod detach;
 mod error;
 mod freezer;
 pub mod keeper;

@@ -58,6 +58,8 @@ pub struct Config {
     pub reclaim_chosen: Reclaim,
     /// The keeper's socket.
     pub keeper: PathBuf,
+    /// A shim that finds no keeper starts one.
+    pub start_keeper: bool,
     /// What the keeper does.
     pub history: History,
     /// What differs in single namespaces: Kubernetes' own, or elsewhere containerd's.
@@ -151,6 +153,7 @@ impl Default for Config {
             reclaim_unchosen: Reclaim::After(Duration::from_secs(7 * 86_400)),
             reclaim_chosen: Reclaim::Keep,
             keeper: "/run/diffkeeper/keeper.sock".into(),
+            start_keeper: true,
             history: History::default(),
             namespaces: BTreeMap::new(),
         }
@@ -201,6 +204,7 @@ impl Config {
                     }
                 }
                 "keeper" => config.keeper = at.absolute(value)?,
+                "start-keeper" => config.start_keeper = at.boolean(value)?,
                 "history" => {
                     let section = value.as_table().ok_or_else(|| at.wrong("a table: [history]"))?;
                     config.history = History::parse(text, section)?;
@@ -220,7 +224,7 @@ impl Config {
                 }
                 _ => {
                     return Err(at.unknown(
-                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, keeper, [history] interval, max-pause, store, share, hash, metrics, retention, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
+                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, keeper, start-keeper, [history] interval, max-pause, store, share, hash, metrics, retention, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
                     ));
                 }
             }
@@ -446,6 +450,7 @@ mod tests {
             "unchosen",
             "chosen",
             "keeper",
+            "start-keeper",
             "interval",
             "max-pause",
             "share",

@@ -26,6 +26,7 @@ use crate::{
     freeze::Standstill,
     io::{IoOptions, Stdio},
     keep::Root,
+    keeper::Keeper,
     options::{Options, checkpoint_parent},
     process::{PendingStreams, Process, Status, read_pid},
     reaper::Reaper,
@@ -105,7 +106,8 @@ impl Container {
         options.save(&bundle)?;
         let kill_all_on_exit = spec.parsed.shares_pid_namespace();
         let runc = Runc::new(&options, namespace, &bundle, reaper);
-        let mut root = Root::prepare(client, request, spec, reaper, config).await?;
+        let keeper = Keeper::of(&config, crate::keep::config_file(&options), reaper);
+        let mut root = Root::prepare(client, request, spec, reaper, config, keeper).await?;
 
         let stdio = Stdio {
             stdin: request.stdin.clone(),

@@ -7,6 +7,7 @@
 pub mod args;
 pub mod bootstrap;
 pub mod cgroup;
+pub mod companion;
 pub mod container;
 pub mod delete;
 pub mod error;

@@ -47,6 +47,25 @@ pub fn with_keeper<T>(config: &Config, work: impl AsyncFnOnce(KeeperClient) -> R
     done
 }
 
+/// Ends the keeper that runs.
+///
+/// # Errors
+/// None runs, or it does not end.
+pub fn stop_keeper(config: &Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the event loop")?;
+    let pid = runtime.block_on(async {
+        let client = connect(&config.keeper)
+            .await
+            .ok_or_else(|| anyhow!("no keeper answers at {}", config.keeper.display()))?;
+        let answer = client.ping(patient(), &api::PingRequest::default()).await;
+        Ok::<_, anyhow::Error>(said(answer)?.pid)
+    })?;
+    Ok(keeper::detach::stop(pid)?)
+}
+
 async fn connect(socket: &Path) -> Option<KeeperClient> {
     let client = Client::connect(&format!("unix://{}", socket.display()))
         .await

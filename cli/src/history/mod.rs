@@ -219,7 +219,7 @@ fn percent(text: &str) -> Result<u32, String> {
     Ok(number)
 }
 
-pub use self::store::forget;
+pub use self::{client::stop_keeper, store::forget};
 
 /// Does what a command says.
 ///

@@ -362,7 +362,7 @@ fn handlers_with_a_configuration_of_their_own(d: &Daemon) -> Result<()> {
     fs::write(
         &own,
         format!(
-            "root = {:?}\npaths = [\"/srv/app\"]\n",
+            "root = {:?}\nstart-keeper = false\npaths = [\"/srv/app\"]\n",
             d.folder().join("diffkeeper")
         ),
     )?;

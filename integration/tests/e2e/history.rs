@@ -23,6 +23,10 @@ pub const TESTS: &[(&str, Test)] = &[
         "history::a_keeper_that_dies_harms_nobody",
         a_keeper_that_dies_harms_nobody,
     ),
+    (
+        "history::a_keeper_is_there_when_one_is_needed",
+        a_keeper_is_there_when_one_is_needed,
+    ),
     ("history::asked_for_by_annotation", asked_for_by_annotation),
     (
         "history::everything_a_file_system_can_hold",
@@ -404,6 +408,117 @@ fn a_keeper_that_dies_harms_nobody(d: &Daemon) -> Result<()> {
     );
     said(d, &["restore", "--cancel", "waits"])?;
     run(d, &image, "waits", &[], "true")?;
+    Ok(())
+}
+
+/// The process behind the keeper's socket.
+fn keeper_of(d: &Daemon) -> Option<i32> {
+    let socket = std::os::unix::net::UnixStream::connect(d.folder().join("keeper.sock")).ok()?;
+    let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials).ok()?;
+    Some(peer.pid())
+}
+
+/// Nobody starts one by hand: the first container that is to be recorded does, and so does one that finds it dead.
+fn a_keeper_is_there_when_one_is_needed(d: &Daemon) -> Result<()> {
+    let image = d.import("busybox")?;
+    let kept = fs::read_to_string(d.config())?;
+    let config = kept.replace("start-keeper = false", "history.interval = \"200ms\"");
+    ensure!(config != kept, "{kept}");
+    fs::write(d.config(), config)?;
+    let done = started_by_shims(d, &image);
+    // None is left, whatever happened.
+    let stopped = keeper_of(d).map(|_| d.diffkeeper(&["keeper", "--stop"]));
+    fs::write(d.config(), kept)?;
+    done?;
+    stopped.context("the keeper has gone by itself")??.ok()?;
+    ensure!(keeper_of(d).is_none(), "it still answers");
+    Ok(())
+}
+
+fn started_by_shims(d: &Daemon, image: &str) -> Result<()> {
+    // A container that is not to be recorded needs none.
+    let off = ["--annotation", "diffkeeper.io/capture=off"];
+    run(d, image, "aside", &off, "echo x > /x")?;
+    ensure!(keeper_of(d).is_none(), "a keeper for nothing");
+
+    // Two at once start one.
+    let begin = |name: &str| start(d, image, name, &[], "echo one > /data; sleep 1000");
+    let begun = std::thread::scope(|scope| {
+        let other = scope.spawn(|| begin("here"));
+        (begin("there"), other.join())
+    });
+    begun.0?;
+    begun.1.map_err(|_| anyhow::anyhow!("a thread"))??;
+    for name in ["here", "there"] {
+        until("a first commit", Duration::from_secs(20), || {
+            said(d, &["cat", name, "/data"]).is_ok_and(|text| text == "one")
+        })?;
+    }
+    let first = keeper_of(d).context("no keeper")?;
+
+    // It has nothing of the shim that started it.
+    let own = |what: &str| -> Result<String> { Ok(fs::read_to_string(format!("/proc/{first}/{what}"))?) };
+    let stat = own("stat")?;
+    let session = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(3));
+    ensure!(session == Some(first.to_string().as_str()), "{stat}");
+    for line in own("cgroup")?.lines() {
+        let group = line.rsplit(':').next().unwrap_or_default();
+        ensure!(group == "/" || group.ends_with("/diffkeeper-keeper"), "{line}");
+    }
+    ensure!(!own("environ")?.contains("CONTAINERD"), "{}", own("environ")?);
+    for fd in fs::read_dir(format!("/proc/{first}/fd"))? {
+        let to = fs::read_link(fd?.path()).unwrap_or_default();
+        let shims = to.to_string_lossy().contains("/io.containerd.");
+        ensure!(!shims, "the keeper holds {}", to.display());
+    }
+
+    // Its end is noticed by the next container that starts or ends; who starts it outlives nobody.
+    kill(first)?;
+    until("its end", Duration::from_secs(10), || keeper_of(d).is_none())?;
+    d.ctr(&["task", "kill", "-s", "KILL", "here"])?.ok()?;
+    until("another keeper", Duration::from_secs(20), || {
+        keeper_of(d).is_some()
+    })?;
+    ensure!(keeper_of(d) != Some(first));
+    until(
+        "the other container's next commit",
+        Duration::from_secs(20),
+        || {
+            d.ctr(&[
+                "task",
+                "exec",
+                "--exec-id",
+                "e",
+                "there",
+                "sh",
+                "-c",
+                "echo two > /data",
+            ])
+            .is_ok()
+                && said(d, &["cat", "there", "/data"]).is_ok_and(|text| text == "two")
+        },
+    )?;
+    for name in ["here", "there"] {
+        d.ctr(&["task", "rm", "-f", name])?.ok()?;
+        d.ctr(&["container", "rm", name])?.ok()?;
+    }
+    until("the shims' end", Duration::from_secs(10), || {
+        d.shims(None).is_empty()
+    })?;
+    ensure!(
+        keeper_of(d).is_some(),
+        "it has gone with the shim that started it"
+    );
+
+    // A restore that waits for the next start has one started too, before the container.
+    d.diffkeeper(&["keeper", "--stop"])?.ok()?;
+    said(d, &["restore", "there@~1"])?;
+    let tag = json(d, &["log", "there"])?;
+    let id = tag[1]["id"].as_str().context("no commit")?.to_owned();
+    let asked = format!("diffkeeper.io/restore={id}");
+    let text = run(d, image, "there", &["--annotation", &asked], "cat /data")?;
+    ensure!(text == "one" || text == "two", "{text}");
+    ensure!(keeper_of(d).is_some(), "restored by nobody");
     Ok(())
 }
 

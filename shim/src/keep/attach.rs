@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result},
-    keeper,
+    keeper::Keeper,
     mounts::{self, IdMaps, Overlay},
     reaper::Reaper,
 };
@@ -57,6 +57,7 @@ pub(super) struct Attach {
     pub(super) docker: Option<Docker>,
     /// Waits for the command that asks containerd.
     pub(super) reaper: Reaper,
+    pub(super) keeper: Keeper,
 }
 
 impl Attach {
@@ -64,13 +65,20 @@ impl Attach {
         let (state, lease) = self.lease().await?;
         let (state, mut lease, restored) = self.restore(state, lease).await?;
         let digest = self.digest(&state).await;
-        let keeper = self.config.keeper.clone();
+        let keeper = self.keeper.clone();
+        let interval = self.annotations.capture.unwrap_or(self.config.history.interval);
+        let recorded = !interval.is_zero();
         let kept = blocking(move || {
             match restored
                 .and(digest)
                 .and_then(|digest| self.mount(&state, &mut lease, digest))
             {
-                Ok(()) => Ok(Kept { state, lease, keeper }),
+                Ok(()) => Ok(Kept {
+                    state,
+                    lease,
+                    keeper,
+                    recorded,
+                }),
                 Err(error) => {
                     let undone = unmount(&self.rootfs, self.mounted(&lease));
                     if let Err(second) = undone.and_then(|()| detach(&state, lease, Ending::Unknown)) {
@@ -98,7 +106,7 @@ impl Attach {
         })
         .await?;
         let restored = match free {
-            Ok(()) => keeper::restore(&self.config.keeper, &self.name, asked).await,
+            Ok(()) => self.keeper.restore(&self.name, asked).await,
             Err(error) => Err(error.into()),
         };
         Ok((state, lease, restored))

@@ -3,7 +3,6 @@
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::Command,
     time::UNIX_EPOCH,
 };
 
@@ -13,12 +12,10 @@ use serde::Deserialize;
 
 use super::attach::Attach;
 use crate::{
+    companion,
     error::{Error, Result},
     runc::capture,
 };
-
-/// The command line, which can ask containerd; the shim stays small without.
-const COMMAND: &str = "diffkeeper";
 
 impl Attach {
     fn wish(&self) -> OnImageChange {
@@ -102,13 +99,8 @@ impl Attach {
         struct Answer {
             digest: Option<String>,
         }
-        let beside = std::env::current_exe()
-            .ok()
-            .map(|exe| exe.with_file_name(COMMAND));
-        let program = beside
-            .filter(|path| path.exists())
-            .unwrap_or_else(|| COMMAND.into());
-        let mut command = Command::new(&program);
+        let mut command = companion::command();
+        let program = PathBuf::from(command.get_program());
         command
             .args([
                 "image-of",

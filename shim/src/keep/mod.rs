@@ -26,6 +26,7 @@ use runtime_spec::{
 use self::{attach::Attach, docker::Docker};
 use crate::{
     error::{Context, Error, Result},
+    keeper::Keeper,
     mounts,
     options::Options,
     reaper::Reaper,
@@ -63,22 +64,28 @@ pub fn read_spec(bundle: &Path) -> Result<Spec> {
 /// # Errors
 /// A file that cannot be read or does not parse.
 pub fn read_config(options: &Options) -> Result<Config> {
-    let of_handler = options.diffkeeper_config.as_str();
-    let path = match of_handler {
-        "" => std::env::var_os(CONFIG_VARIABLE).unwrap_or_else(|| CONFIG_FILE.into()),
-        of_handler => of_handler.into(),
-    };
+    let path = config_file(options);
     match std::fs::read_to_string(&path) {
-        Ok(text) => Config::parse(&text).map_err(|e| {
-            Error::InvalidArgument(format!("the configuration {}: {e}", Path::new(&path).display()))
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && of_handler.is_empty() => {
+        Ok(text) => Config::parse(&text)
+            .map_err(|e| Error::InvalidArgument(format!("the configuration {}: {e}", path.display()))),
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound && options.diffkeeper_config.is_empty() =>
+        {
             Ok(Config::default())
         }
         Err(source) => Err(Error::Io {
-            context: format!("read the configuration {}", Path::new(&path).display()),
+            context: format!("read the configuration {}", path.display()),
             source,
         }),
+    }
+}
+
+/// Where the configuration is.
+#[must_use]
+pub fn config_file(options: &Options) -> PathBuf {
+    match options.diffkeeper_config.as_str() {
+        "" => std::env::var_os(CONFIG_VARIABLE).map_or_else(|| CONFIG_FILE.into(), PathBuf::from),
+        of_handler => of_handler.into(),
     }
 }
 
@@ -121,13 +128,14 @@ enum Mounted {
 struct Kept {
     state: State,
     lease: Lease,
-    /// The keeper's socket.
-    keeper: PathBuf,
+    keeper: Keeper,
+    /// Its history is to grow.
+    recorded: bool,
 }
 
 impl Kept {
     fn note(&self, what: What) {
-        crate::keeper::note(&self.keeper, self.state.name(), what);
+        self.keeper.note(self.state.name(), what, self.recorded);
     }
 }
 
@@ -142,6 +150,7 @@ impl Root {
         spec: Spec,
         reaper: &Reaper,
         config: Config,
+        keeper: Keeper,
     ) -> Result<Root> {
         let namespace = client.namespace.as_str();
         let bundle = PathBuf::from(&request.bundle);
@@ -198,6 +207,7 @@ impl Root {
             docker,
             from_engine,
             reaper: reaper.clone(),
+            keeper,
             address: client.address.clone(),
         };
         let docker = attach.docker.is_some();
@@ -238,14 +248,14 @@ impl Root {
         let kept = self.kept.take();
         let told = kept
             .as_ref()
-            .map(|kept| (kept.keeper.clone(), kept.state.name().clone()));
+            .map(|kept| (kept.keeper.clone(), kept.state.name().clone(), kept.recorded));
         blocking(move || {
             unmount(&rootfs, mounted).map_err(|e| Error::Other(format!("failed rootfs umount: {e}")))?;
             kept.map_or(Ok(()), |kept| detach(&kept.state, kept.lease, ending))
         })
         .await?;
-        if let Some((keeper, state)) = told {
-            crate::keeper::note(&keeper, &state, What::DETACHED);
+        if let Some((keeper, state, recorded)) = told {
+            keeper.note(&state, What::DETACHED, recorded);
         }
         Ok(())
     }
