@@ -130,6 +130,9 @@ pub fn annotations(data: &[u8]) {
         );
         put("restore", version.clone());
     }
+    if let Some(from) = &parsed.from {
+        put("from", format!("{}@{}", from.state, from.version));
+    }
     assert_eq!(Annotations::parse(&printed), Ok(parsed));
 
     // Whatever the annotations are, a name that comes of them is safe.

@@ -572,7 +572,7 @@ impl Keeper {
     ///
     /// # Errors
     /// A name that is taken, or of another dedup domain.
-    pub fn fork(&self, said: &str, version: &str, name: &str) -> Result<Recorded> {
+    pub fn fork(&self, said: &str, version: &str, name: &str, leased: bool) -> Result<Recorded> {
         let (known, target) = self.version(said, version)?;
         let target = self.store.with_content(target.id)?;
         let name = match known.name.rsplit_once('/') {
@@ -595,7 +595,11 @@ impl Keeper {
                 known.name
             )));
         }
-        if self.names()?.contains(&name.to_string()) {
+        let there = self.store.state(&name.to_string())?.and_then(|there| there.head);
+        if let Some((head, _)) = there.filter(|_| leased) {
+            return Ok(self.store.commit(head)?);
+        }
+        if !leased && self.names()?.contains(&name.to_string()) {
             return Err(Error::Refused(format!(
                 "there is a state {name} already: choose another name"
             )));

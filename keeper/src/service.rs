@@ -528,7 +528,7 @@ impl Api for Service {
     async fn fork(&self, _: &TtrpcContext, request: api::ForkRequest) -> ttrpc::Result<api::ForkResponse> {
         self.run(move |keeper| {
             let (state, version) = said(&request.version);
-            let made = keeper.fork(&state, &version, &request.name)?;
+            let made = keeper.fork(&state, &version, &request.name, request.leased)?;
             Ok(api::ForkResponse {
                 commit: MessageField::some(commit(keeper, &made)?),
                 ..api::ForkResponse::default()

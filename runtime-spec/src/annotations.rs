@@ -6,7 +6,7 @@ use crate::{Error, config::Reclaim, duration};
 
 const PREFIX: &str = "diffkeeper.io/";
 /// Keys with a meaning in this version, without the prefix.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 12] = [
     "state",
     "paths",
     "exclude",
@@ -18,9 +18,10 @@ const KNOWN: [&str; 11] = [
     "when-missing",
     "capture",
     "restore",
+    "from",
 ];
 /// Keys with a meaning in a later one: refused, so that nobody relies on what is not there.
-const LATER: [&str; 5] = ["from", "pre-commit", "post-commit", "retention", "interval"];
+const LATER: [&str; 4] = ["pre-commit", "post-commit", "retention", "interval"];
 
 /// What to do on a node that does not have the state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -80,6 +81,17 @@ pub struct Annotations {
     pub capture: Option<Duration>,
     /// The version that the container is to begin with, once for each value.
     pub restore: Option<String>,
+    /// What a state that is new begins with.
+    pub from: Option<From>,
+}
+
+/// A version of another state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct From {
+    /// The state, as [`StateName::beside`](crate::name::StateName::beside) reads it.
+    pub state: String,
+    /// Its version; empty for the newest.
+    pub version: String,
 }
 
 impl Annotations {
@@ -151,6 +163,18 @@ impl Annotations {
                     }
                     parsed.restore = Some(value.clone());
                 }
+                "from" => {
+                    let (state, version) = value.split_once('@').unwrap_or((value, ""));
+                    if state.is_empty() {
+                        return Err(bad(
+                            "expected a state of the same namespace, or STATE@VERSION".into()
+                        ));
+                    }
+                    parsed.from = Some(From {
+                        state: state.to_owned(),
+                        version: version.to_owned(),
+                    });
+                }
                 _ if short == "state" || short.starts_with("state.") => {}
                 _ if LATER.contains(&short) => {
                     return Err(bad("this version does not support it yet".into()));
@@ -214,6 +238,15 @@ mod tests {
             parse("diffkeeper.io/lease-wait", "3s").unwrap().lease_wait,
             Some(Duration::from_secs(3))
         );
+        for (value, state, version) in [
+            ("web@good", "web", "good"),
+            ("web", "web", ""),
+            ("db-0/app@~2", "db-0/app", "~2"),
+        ] {
+            let from = parse("diffkeeper.io/from", value).unwrap().from.unwrap();
+            assert_eq!((from.state.as_str(), from.version.as_str()), (state, version));
+        }
+        parse("diffkeeper.io/from", "@head").unwrap_err();
         assert_eq!(
             parse("diffkeeper.io/when-missing", "refuse")
                 .unwrap()

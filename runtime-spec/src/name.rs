@@ -109,6 +109,27 @@ impl StateName {
         parts.join("/").parse()
     }
 
+    /// Another state that a container of this one may name: of the same namespace, whatever is written. In Kubernetes the
+    /// pod's part, with this container's name, or `POD/CONTAINER`; elsewhere the last part.
+    ///
+    /// # Errors
+    /// What is no such name.
+    pub fn beside(&self, written: &str) -> Result<StateName, Error> {
+        const SOURCE: &str = "annotation diffkeeper.io/from";
+        let namespace = (SOURCE, self.namespace());
+        match (self.engine, written.split_once('/')) {
+            (Engine::Docker, _) => StateName::new(self.engine, &[(SOURCE, written)]),
+            (Engine::Containerd, _) => StateName::new(self.engine, &[namespace, (SOURCE, written)]),
+            (Engine::Kubernetes, None) => StateName::new(
+                self.engine,
+                &[namespace, (SOURCE, written), (SOURCE, self.leaf())],
+            ),
+            (Engine::Kubernetes, Some((pod, container))) => {
+                StateName::new(self.engine, &[namespace, (SOURCE, pod), (SOURCE, container)])
+            }
+        }
+    }
+
     /// Whether `tail` is a whole-component end of the name: `web` of `ctr/default/web`.
     #[must_use]
     pub fn matches_tail(&self, tail: &str) -> bool {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use keeper_api::keeper::{
-    keeper::{NoteRequest, RestoreRequest, Version, note_request::What},
+    keeper::{ForkRequest, NoteRequest, RestoreRequest, Version, note_request::What},
     keeper_ttrpc::KeeperClient,
 };
 use runtime_spec::{config::Config, name::StateName};
@@ -141,6 +141,28 @@ impl Keeper {
         };
         // As long as it takes: the container is not to start before.
         let done = client.restore(context::with_timeout(0), &request).await;
+        done.map(drop).map_err(|error| refused(state, error))
+    }
+
+    /// Has it begin a state with a version of another, which the next [`Keeper::restore`] brings about. One that has a
+    /// history stays what it is. The caller has the lease.
+    ///
+    /// # Errors
+    /// As [`Keeper::restore`].
+    pub async fn fork(&self, source: &StateName, version: &str, state: &StateName) -> Result<()> {
+        self.there().await.map_err(|e| missing(state, &e))?;
+        let client = connect(&self.socket).await.map_err(|e| missing(state, &e))?;
+        let request = ForkRequest {
+            version: protobuf::MessageField::some(Version {
+                state: source.to_string(),
+                version: version.into(),
+                ..Version::default()
+            }),
+            name: state.to_string(),
+            leased: true,
+            ..ForkRequest::default()
+        };
+        let done = client.fork(context::with_timeout(0), &request).await;
         done.map(drop).map_err(|error| refused(state, error))
     }
 

@@ -67,8 +67,8 @@ fn names_and_annotations(d: &Daemon) -> Result<()> {
     )?;
     refused(
         d,
-        &["--annotation", "diffkeeper.io/from=web@head"],
-        &["diffkeeper.io/from", "not support"],
+        &["--annotation", "diffkeeper.io/from=../other/web@head"],
+        &["diffkeeper.io/from", "../other/web", "slash"],
     )?;
     refused(
         d,

@@ -27,6 +27,7 @@ pub const TESTS: &[(&str, Test)] = &[
         "history::a_keeper_is_there_when_one_is_needed",
         a_keeper_is_there_when_one_is_needed,
     ),
+    ("history::begun_from_another", begun_from_another),
     ("history::asked_for_by_annotation", asked_for_by_annotation),
     (
         "history::everything_a_file_system_can_hold",
@@ -520,6 +521,83 @@ fn started_by_shims(d: &Daemon, image: &str) -> Result<()> {
     ensure!(text == "one" || text == "two", "{text}");
     ensure!(keeper_of(d).is_some(), "restored by nobody");
     Ok(())
+}
+
+/// The annotation `from`: a new state begins with a version of another, and is its own from then on.
+fn begun_from_another(d: &Daemon) -> Result<()> {
+    let image = d.import("busybox")?;
+    let _keeper = Keeper::start(d, "interval = \"200ms\"")?;
+    run(d, &image, "origin", &[], "echo 1 > /v; mkdir /d; echo x > /d/x")?;
+    said(d, &["commit", "origin", "--tag", "one"])?;
+    run(d, &image, "origin", &[], "echo 2 > /v; rm -r /d")?;
+    said(d, &["commit", "origin", "-m", "two"])?;
+    let from = |what: &str| format!("diffkeeper.io/from={what}");
+    let begin =
+        |name: &str, what: &str, script: &str| run(d, &image, name, &["--annotation", &from(what)], script);
+    ensure!(begin("branch", "origin@one", "cat /v /d/x; echo mine > /v")? == "1\nx");
+    // Once: a template keeps it.
+    ensure!(begin("branch", "origin@one", "cat /v")? == "mine");
+    ensure!(begin("latest", "origin", "cat /v; ls -d /d || true")? == "2");
+    ensure!(run(d, &image, "origin", &[], "cat /v")? == "2");
+    said(d, &["commit", "branch", "-m", "own"])?;
+    let commits = log(d, "branch")?;
+    ensure!(
+        commits.iter().any(|commit| commit["reason"] == "fork"),
+        "{commits:?}"
+    );
+    // With a version of its own asked for besides, that comes last.
+    let tag = ["--annotation", "diffkeeper.io/restore=one"];
+    said(d, &["tag", "branch@head", "one"])?;
+    run(d, &image, "branch", &[], "echo later > /v")?;
+    let both = ["--annotation", &from("origin@one"), tag[0], tag[1]];
+    ensure!(run(d, &image, "branch", &both, "cat /v")? == "mine");
+    // What a person asks for after that counts, whatever the template goes on saying.
+    run(d, &image, "branch", &both, "echo last > /v")?;
+    start(d, &image, "branch", &both, "sleep 1000")?;
+    said(d, &["restore", "branch@~1"])?;
+    let before = said(d, &["cat", "branch@~1", "/v"])?;
+    d.ctr(&["task", "rm", "-f", "branch"])?.ok()?;
+    d.ctr(&["container", "rm", "branch"])?.ok()?;
+    until("the shim's end", Duration::from_secs(10), || {
+        d.shims(Some("branch")).is_empty()
+    })?;
+    ensure!(run(d, &image, "branch", &both, "cat /v")? == before);
+
+    // What is not there, or not of this namespace, is refused, and nothing has begun.
+    for (name, what, why) in [
+        ("orphan", "no-such-state", "no-such-state"),
+        ("orphan", "origin@no-such-tag", "no-such-tag"),
+        ("orphan", "other/origin", "slash"),
+        ("orphan", "../default/origin", "slash"),
+    ] {
+        let told = begin(name, what, "cat /v").err().map(|e| format!("{e:#}"));
+        ensure!(
+            told.as_ref().is_some_and(|told| told.contains(why)),
+            "{what}: {told:?}"
+        );
+    }
+    ensure!(!d.upper("orphan").exists());
+    // Another namespace's state has the same name there, and is not it.
+    let image = d.import_into("elsewhere", "busybox")?;
+    let annotation = from("origin@one");
+    let line = [
+        "-n",
+        "elsewhere",
+        "run",
+        "--rm",
+        "--runtime",
+        OURS,
+        "--annotation",
+        &annotation,
+    ];
+    let ran = d.ctr(&[&line[..], &[&image, "thief", "cat", "/v"]].concat())?;
+    ensure!(
+        ran.status != 0 && ran.err.contains("ctr/elsewhere/origin"),
+        "{ran:?}"
+    );
+    d.ctr(&["-n", "elsewhere", "images", "rm", &image])?
+        .ok()
+        .map(drop)
 }
 
 fn asked_for_by_annotation(d: &Daemon) -> Result<()> {

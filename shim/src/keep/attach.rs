@@ -17,7 +17,7 @@ use nix::{
     sys::stat::Mode,
 };
 use runtime_spec::{
-    annotations::{Annotations, WhenMissing},
+    annotations::{Annotations, From, WhenMissing},
     bundle::{Bind, Bundle, Edits, IdMapping, Mount},
     config::Config,
     mount::{RootPlan, RootfsMount, Wants, targets},
@@ -93,10 +93,17 @@ impl Attach {
         Ok(kept)
     }
 
-    /// Where a restore is asked for, by a person or by the annotation, the keeper does it now.
+    /// What a new state begins with, and where a restore is asked for, by the annotation or by a person: the keeper does
+    /// it now.
     async fn restore(&self, state: State, lease: Lease) -> Result<(State, Lease, Result<()>)> {
+        let source = |from: &From| Ok((self.name.beside(&from.state)?, from.version.clone()));
+        // A name that is wrong is wrong in every life.
+        let from = match self.annotations.from.as_ref().map(source).transpose() {
+            Ok(from) => from.filter(|_| !state.exists()),
+            Err(error) => return Ok((state, lease, Err(error))),
+        };
         let asked = self.annotations.restore.as_deref();
-        if asked.is_none() && !state.restore_wanted() {
+        if from.is_none() && asked.is_none() && !state.restore_wanted() {
             return Ok((state, lease, Ok(())));
         }
         // Nobody may be writing any more.
@@ -105,10 +112,24 @@ impl Attach {
             Ok((state, lease, free))
         })
         .await?;
-        let restored = match free {
-            Ok(()) => self.keeper.restore(&self.name, asked).await,
-            Err(error) => Err(error.into()),
+        let restored = async {
+            free?;
+            if let Some((source, version)) = from {
+                self.keeper.fork(&source, &version, &self.name).await?;
+                if state.restore_wanted() {
+                    self.keeper.restore(&self.name, None).await?;
+                }
+            }
+            if asked.is_some() {
+                self.keeper.restore(&self.name, asked).await?;
+            }
+            // A template keeps what it asked for once; what a person asks for after that counts.
+            if state.restore_wanted() {
+                self.keeper.restore(&self.name, None).await?;
+            }
+            Ok(())
         };
+        let restored = restored.await;
         Ok((state, lease, restored))
     }
 
