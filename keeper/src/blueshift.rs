@@ -25,6 +25,7 @@ use store::{
 };
 
 use crate::{
+    again::{Again, Difference, merged},
     error::{Context, Error, Result},
     tree::{self, Seen},
 };
@@ -32,6 +33,11 @@ use crate::{
 /// A change this close to when it is looked at may be followed by another that moves no time: the kernel's clock for
 /// files ticks in milliseconds.
 const YOUNG: Duration = Duration::from_millis(20);
+
+/// While reading took longer than this, what has changed meanwhile is read before the container is stopped for the rest.
+const CALM: Duration = Duration::from_millis(20);
+/// One that writes faster than it can be read is not caught up with.
+const ROUNDS: usize = 4;
 
 /// One tree to record.
 #[derive(Debug, Clone)]
@@ -98,12 +104,24 @@ struct Scan {
 }
 
 impl Scan {
+    /// Makes ready to look again. What was read is told by how it looked when it was read; that may have been after the walk.
+    fn again(&self, read: &HashMap<Vec<u8>, Read>) -> Again<'_> {
+        Again::new(&self.seen, |seen| match read.get(&seen.key) {
+            Some(read) => read.look,
+            None => Some(tree::look(&seen.stat)).filter(|look| self.old(look)),
+        })
+    }
+
     /// Whether an entry had not changed for so long that no later change can look the same.
     fn old(&self, look: &Look) -> bool {
-        let now = nanos(self.at);
-        let young = i64::try_from(YOUNG.as_nanos()).unwrap_or(0);
-        look.ctime < now.saturating_sub(young)
+        old(look, self.at)
     }
+}
+
+/// Whether what looks so at a time had not changed for so long that no later change can look the same.
+fn old(look: &Look, at: SystemTime) -> bool {
+    let young = i64::try_from(YOUNG.as_nanos()).unwrap_or(0);
+    look.ctime < nanos(at).saturating_sub(young)
 }
 
 fn nanos(at: SystemTime) -> i64 {
@@ -129,25 +147,70 @@ impl Capture<'_> {
             session: &session,
             old,
         };
+        let mut began = Instant::now();
         let first = self.scan()?;
         let suspects = first.seen.iter().filter(|seen| {
             let look = tree::look(&seen.stat);
             looks.get(&seen.key) != Some(&look)
         });
         let suspects: Vec<&Seen> = suspects.collect();
+        // As many as there were, and each looks as it did.
+        let still = suspects.is_empty() && first.seen.len() == looks.len();
+        if still && self.message.is_none() && old.is_some() {
+            return Ok(None);
+        }
         let mut links = Links::of(&first.seen);
-        let mut read = recorder.read(&suspects, &links, &first, self.freezer.is_some())?;
+        let flush = self.freezer.is_some();
+        let mut read = recorder.read(&suspects, &links, first.at, flush)?;
+        let mut first = first;
+        if self.freezer.is_some() {
+            for _ in 0..ROUNDS {
+                if began.elapsed() < CALM {
+                    break;
+                }
+                began = Instant::now();
+                let at = SystemTime::now();
+                let again = first.again(&read);
+                let difference = self.difference(&again)?;
+                self.follow(&first, &difference, &mut links);
+                let changed: Vec<&Seen> = difference.changed.iter().collect();
+                read.extend(recorder.read(&changed, &links, at, flush)?);
+                first = Scan {
+                    seen: merged(first.seen, &difference),
+                    at,
+                };
+            }
+        }
         let (last, consistency, pause) = match self.freezer {
             None if (self.undisturbed)() => (first, Consistency::Quiet, Duration::ZERO),
             // A container has taken it meanwhile.
             None => (first, Consistency::Fuzzy, Duration::ZERO),
             Some(freezer) => {
-                // Most of a first commit is behind us: what is lost if this takes long is the rest.
+                let again = first.again(&read);
+                // Most is behind us: what is lost if this takes long is the rest.
                 let frozen = freezer.freeze(self.max_pause);
                 let began = Instant::now();
-                let again = self.again(&recorder, &first, &mut links, &mut read);
+                let at = SystemTime::now();
+                let found = self.difference(&again).and_then(|difference| {
+                    self.follow(&first, &difference, &mut links);
+                    let changed: Vec<&Seen> = difference.changed.iter().collect();
+                    let fresh = recorder.read(&changed, &links, at, false)?;
+                    Ok((difference, fresh))
+                });
                 let pause = began.elapsed();
                 let stood = freezer.thaw();
+                let (difference, mut fresh) = found?;
+                for again in fresh.values_mut() {
+                    // Not flushed: a later store to a page that is dirty now would move no time.
+                    if again.entry.what() == Kind::File {
+                        again.look = None;
+                    }
+                }
+                read.extend(fresh);
+                let last = Scan {
+                    seen: merged(first.seen, &difference),
+                    at,
+                };
                 let consistency = match frozen {
                     Ok(true) if stood => Consistency::Crash,
                     Ok(false) => Consistency::Quiet,
@@ -158,7 +221,7 @@ impl Capture<'_> {
                     }
                 };
                 (
-                    again?,
+                    last,
                     consistency,
                     if consistency == Consistency::Crash {
                         pause
@@ -168,13 +231,15 @@ impl Capture<'_> {
                 )
             }
         };
-        let changes = self.changes(store, old, &last, &looks, &read)?;
+        // What was read and is gone again has never been.
+        let there: HashSet<&[u8]> = last.seen.iter().map(|seen| seen.key.as_slice()).collect();
+        read.retain(|key, _| there.contains(key.as_slice()));
+        let changes = self.changes(store, old, &there, &looks, &read)?;
         let bytes = read.values().map(|read| read.bytes).sum();
         let renew = |batch: &mut store::Batch| {
             for read in read.values() {
                 batch.look(self.state.number, &read.entry.key, &read.look.unwrap_or_default());
             }
-            let there: HashSet<&[u8]> = last.seen.iter().map(|seen| seen.key.as_slice()).collect();
             for key in looks.keys().filter(|key| !there.contains(key.as_slice())) {
                 batch.forget_look(self.state.number, key);
             }
@@ -227,9 +292,8 @@ impl Capture<'_> {
         for top in tops {
             let excluded = self.excluded(top);
             let wanted = |key: &[u8]| !excluded.iter().any(|excluded| excluded == key);
-            let socket = |stat: &FileStat| stat.st_mode & libc::S_IFMT == libc::S_IFSOCK;
             tree::walk(&top.path, &top.name, wanted, |found| {
-                if !socket(&found.stat) {
+                if !tree::is_socket(&found.stat) {
                     seen.push(found);
                 }
                 Ok(())
@@ -253,43 +317,36 @@ impl Capture<'_> {
             .collect()
     }
 
-    /// The second look, at a tree that stands still: what has changed since the first is read again.
-    fn again(
-        &self,
-        recorder: &Recorder<'_, '_>,
-        first: &Scan,
-        links: &mut Links,
-        read: &mut HashMap<Vec<u8>, Read>,
-    ) -> Result<Scan> {
-        let last = self.scan()?;
-        *links = Links::of(&last.seen);
-        let before: HashMap<&[u8], Look> = first
-            .seen
+    /// What has become of the tree since the last look.
+    fn difference(&self, again: &Again<'_>) -> Result<Difference> {
+        let excluded: HashMap<&[u8], Vec<Vec<u8>>> = self
+            .tops
             .iter()
-            .map(|seen| (seen.key.as_slice(), tree::look(&seen.stat)))
+            .map(|top| (top.name.as_slice(), self.excluded(top)))
             .collect();
-        let changed = last.seen.iter().filter(|seen| {
-            let look = tree::look(&seen.stat);
-            // What was read is told by how it looked when it was read; that may have been after the walk.
-            let known = match read.get(&seen.key) {
-                Some(read) => read.look,
-                None => before
-                    .get(seen.key.as_slice())
-                    .copied()
-                    .filter(|look| first.old(look)),
-            };
-            known != Some(look)
-        });
-        let changed: Vec<&Seen> = changed.collect();
-        let mut fresh = recorder.read(&changed, links, &last, false)?;
-        for again in fresh.values_mut() {
-            // Not flushed: a later store to a page that is dirty now would move no time.
-            if again.entry.what() == Kind::File {
-                again.look = None;
-            }
+        let open = |name: &[u8]| match self.tops.iter().find(|top| top.name == name) {
+            Some(top) => tree::top(&top.path),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        let wanted = |key: &[u8]| {
+            let of = excluded.iter().find(|(name, _)| {
+                key.strip_prefix(**name)
+                    .is_some_and(|rest| rest.first().is_none_or(|b| *b == 0))
+            });
+            !of.is_some_and(|(_, excluded)| excluded.iter().any(|excluded| excluded == key))
+        };
+        let of = self.tops.first().map(|top| top.path.clone()).unwrap_or_default();
+        again.look(open, &wanted).on("look again at", &of)
+    }
+
+    /// Which names are of one file may be another thing now.
+    fn follow(&self, first: &Scan, difference: &Difference, links: &mut Links) {
+        let several =
+            |seen: &Seen| seen.stat.st_nlink > 1 && seen.stat.st_mode & libc::S_IFMT != libc::S_IFDIR;
+        let gone = difference.gone.iter().filter_map(|gone| first.seen.get(*gone));
+        if difference.changed.iter().chain(gone).any(several) {
+            *links = Links::of(&merged(first.seen.clone(), difference));
         }
-        read.extend(fresh);
-        Ok(last)
     }
 
     /// What differs from the old tree.
@@ -297,18 +354,17 @@ impl Capture<'_> {
         &self,
         store: &Store,
         old: Option<Id>,
-        last: &Scan,
+        there: &HashSet<&[u8]>,
         looks: &HashMap<Vec<u8>, Look>,
         read: &HashMap<Vec<u8>, Read>,
     ) -> Result<Vec<(Vec<u8>, Option<Entry>)>> {
         let mut changes = Vec::new();
-        let there: HashSet<&[u8]> = last.seen.iter().map(|seen| seen.key.as_slice()).collect();
         for (key, read) in read {
             let before = match old {
                 Some(old) => store.entry(self.state.domain, old, key)?,
                 None => None,
             };
-            if there.contains(key.as_slice()) && before.as_ref() != Some(&read.entry) {
+            if before.as_ref() != Some(&read.entry) {
                 changes.push((key.clone(), Some(read.entry.clone())));
             }
         }
@@ -368,7 +424,7 @@ impl Recorder<'_, '_> {
         &self,
         seen: &[&Seen],
         links: &Links,
-        scan: &Scan,
+        at: SystemTime,
         flush: bool,
     ) -> Result<HashMap<Vec<u8>, Read>> {
         let tops: Result<HashMap<&[u8], (OwnedFd, bool)>> = self
@@ -388,7 +444,7 @@ impl Recorder<'_, '_> {
                 let Some((top, overlay)) = tops.get(name) else {
                     return Ok(None);
                 };
-                match self.one(top, &path, *overlay, seen, links, scan, flush) {
+                match self.one(top, &path, *overlay, seen, links, at, flush) {
                     Err(Error::Io { source, .. })
                         if matches!(
                             source.raw_os_error(),
@@ -413,7 +469,7 @@ impl Recorder<'_, '_> {
         overlay: bool,
         seen: &Seen,
         links: &Links,
-        scan: &Scan,
+        at: SystemTime,
         flush: bool,
     ) -> Result<Option<Read>> {
         let shown = PathBuf::from(Shown(&seen.key).to_string());
@@ -454,7 +510,7 @@ impl Recorder<'_, '_> {
                 .on("look at", &shown)?;
         }
         Ok(Some(Read {
-            look: look.filter(|look| scan.old(look)),
+            look: look.filter(|look| old(look, at)),
             entry,
             bytes,
         }))

@@ -1,5 +1,6 @@
 //! The node service: BlueShift makes commits of live trees, RedShift makes live trees of commits.
 
+mod again;
 pub mod blueshift;
 pub mod detach;
 mod error;

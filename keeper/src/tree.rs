@@ -62,18 +62,29 @@ struct Level {
 
 impl Level {
     fn open(dir: OwnedFd, key: Vec<u8>) -> io::Result<Level> {
-        let mut names = Vec::new();
-        let mut reader = Dir::from_fd(dir.try_clone()?)?;
-        for entry in reader.iter() {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                names.push(name.to_vec());
-            }
-        }
+        let mut names = names(&dir)?;
         names.sort_unstable_by(|a, b| b.cmp(a));
         Ok(Level { dir, names, key })
     }
+}
+
+/// The names in a directory, in no order.
+pub(crate) fn names(dir: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    let mut reader = Dir::from_fd(dir.try_clone()?)?;
+    for entry in reader.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}
+
+/// Sockets are not kept.
+pub(crate) fn is_socket(stat: &FileStat) -> bool {
+    stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
 }
 
 /// Every entry of a tree in the order of its key, the top first. What vanishes on the way is left out. `wanted` says
@@ -85,9 +96,18 @@ pub(crate) fn walk(
     path: &Path,
     key: &[u8],
     wanted: impl Fn(&[u8]) -> bool,
+    each: impl FnMut(Seen) -> io::Result<()>,
+) -> io::Result<()> {
+    walk_from(top(path)?, key, wanted, each)
+}
+
+/// The same from a directory that is open.
+pub(crate) fn walk_from(
+    top: OwnedFd,
+    key: &[u8],
+    wanted: impl Fn(&[u8]) -> bool,
     mut each: impl FnMut(Seen) -> io::Result<()>,
 ) -> io::Result<()> {
-    let top = top(path)?;
     each(Seen {
         key: key.to_vec(),
         stat: nix::sys::stat::fstat(&top)?,
