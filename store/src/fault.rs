@@ -1,9 +1,12 @@
-//! Places at which a test can end the process, as a power switch would: named, so that a failure can be told and done
-//! again. Without the variable they cost one look at memory.
+//! What a test can have go wrong. Places at which the process ends, as by a power switch: named, so that a failure can be
+//! told and done again; and any call to the disk, by its number. Without a test they cost one look at memory.
 
-use std::sync::{
-    OnceLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    io,
+    sync::{
+        OnceLock,
+        atomic::{AtomicI32, AtomicU64, Ordering},
+    },
 };
 
 struct Plan {
@@ -45,5 +48,35 @@ pub fn point(name: &str) {
     {
         // Nothing is to be tidied up: that is the point.
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// Calls to the disk so far, and the one that fails.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+static FAILS: AtomicU64 = AtomicU64::new(u64::MAX);
+/// The error that it fails with; negative where only this one call does, and not all behind it.
+static ERROR: AtomicI32 = AtomicI32::new(0);
+
+/// From now on calls to the disk are counted from 0, and number `at` fails with this error; with `on`, so do all that
+/// follow. `None`: none does. Answers with how many there have been.
+pub fn fail_disk(at: Option<u64>, error: i32, on: bool) -> u64 {
+    FAILS.store(u64::MAX, Ordering::SeqCst);
+    ERROR.store(if on { error } else { -error }, Ordering::SeqCst);
+    let calls = CALLS.swap(0, Ordering::SeqCst);
+    FAILS.store(at.unwrap_or(u64::MAX), Ordering::SeqCst);
+    calls
+}
+
+/// Asked before every call that changes the disk.
+pub(crate) fn disk() -> io::Result<()> {
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    let fails = FAILS.load(Ordering::Relaxed);
+    if call < fails {
+        return Ok(());
+    }
+    match ERROR.load(Ordering::Relaxed) {
+        error if error > 0 => Err(io::Error::from_raw_os_error(error)),
+        error if call == fails => Err(io::Error::from_raw_os_error(-error)),
+        _ => Ok(()),
     }
 }

@@ -7,18 +7,17 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::File,
-    io,
     sync::PoisonError,
 };
 
 use crate::{
     catalog::{PackRow, Place},
-    error::{Context, Result, damaged},
+    error::{Result, damaged},
     fault,
     id::Id,
     pack::{self, HEADER, Object, RECORD, Record},
     store::Store,
+    sys,
 };
 
 /// How thorough a gc is.
@@ -198,11 +197,8 @@ impl Store {
         self.catalog.write(batch)?;
         fault::point("gc-switched");
         self.dropped(number);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).on("remove", &path),
-            _ => {}
-        }
-        File::open(&dir).and_then(|d| d.sync_all()).on("sync", &dir)?;
+        sys::remove(&path)?;
+        sys::sync_dir(&dir)?;
         fault::point("gc-removed");
         sum.freed += u64::from(row.length);
         sum.packs += 1;

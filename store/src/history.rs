@@ -427,7 +427,7 @@ impl Session<'_> {
             head: Some((id, commit.sequence)),
             ..now
         };
-        self.store.publish(|batch| {
+        self.publish(|batch| {
             batch.commit(state.number, commit.sequence, id, &bytes);
             batch.state(&state.name, &after.row());
             more(batch);
@@ -441,7 +441,7 @@ impl Session<'_> {
     /// # Errors
     /// A full or failing disk.
     pub fn flush(&self) -> Result<()> {
-        self.store.publish(|_| Ok(()))
+        self.publish(|_| Ok(()))
     }
 }
 

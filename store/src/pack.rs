@@ -194,6 +194,8 @@ pub struct Writer {
     pub length: u64,
     /// Up to here the disk has it.
     pub synced: u64,
+    /// Up to here the catalog names it.
+    pub named: u64,
     buffer: Vec<u8>,
 }
 
@@ -207,24 +209,19 @@ impl Writer {
     /// A full disk, a pack of this number.
     pub fn create(dir: &Path, header: Header) -> Result<Writer> {
         let path = path(dir, header.pack);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .on("make", &path)?;
+        let file = sys::create(&path)?;
         let mut writer = Writer {
             file,
             path,
             header,
             length: 0,
             synced: 0,
+            named: 0,
             buffer: Vec::new(),
         };
         writer.push(&header.write());
         // Its name must outlive a power cut, as its content does.
-        File::open(dir).and_then(|d| d.sync_all()).on("sync", dir)?;
+        sys::sync_dir(dir)?;
         Ok(writer)
     }
 
@@ -238,23 +235,22 @@ impl Writer {
             return Ok(None);
         };
         let path = path(dir, pack);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
-            .on("open", &path)?;
+        let file = sys::reopen(&path)?;
         let length = u64::from(length);
-        if file.metadata().on("look at", &path)?.len() < length {
+        let found = file.metadata().on("look at", &path)?.len();
+        if found < length {
             return Ok(None);
         }
-        file.set_len(length).on("shorten", &path)?;
+        if found > length {
+            sys::set_length(&file, &path, length)?;
+        }
         Ok(Some(Writer {
             file,
             path,
             header,
             length,
             synced: length,
+            named: length,
             buffer: Vec::new(),
         }))
     }
@@ -267,13 +263,18 @@ impl Writer {
     /// Appends a record and says where it begins.
     ///
     /// # Errors
-    /// A full disk. What is in the file already stays as it is.
+    /// A full disk. It is then as if this record had not come: while a disk stays full, memory must not fill too.
     pub fn append(&mut self, record: &Record, bytes: &[u8]) -> Result<u32> {
         let at = u32::try_from(self.length).map_err(|_| damaged(self.path.display(), "it is too long"))?;
+        let gathered = self.buffer.len();
         self.push(&record.write());
         self.push(bytes);
-        if self.buffer.len() >= BUFFER {
-            self.flush()?;
+        if self.buffer.len() >= BUFFER
+            && let Err(error) = self.flush()
+        {
+            self.buffer.truncate(gathered);
+            self.length = u64::from(at);
+            return Err(error);
         }
         Ok(at)
     }
@@ -287,9 +288,7 @@ impl Writer {
             return Ok(());
         }
         let at = self.length - self.buffer.len() as u64;
-        self.file
-            .write_all_at(&self.buffer, at)
-            .on("write to", &self.path)?;
+        sys::write(&self.file, &self.path, &self.buffer, at)?;
         if self.buffer.len() >= BUFFER {
             sys::begin_writing(&self.file, at, self.buffer.len());
         }
@@ -300,15 +299,27 @@ impl Writer {
     /// Waits until the disk has all of it.
     ///
     /// # Errors
-    /// A full or failing disk.
+    /// A full or failing disk. After a sync that failed nobody knows what the disk has, and the kernel says of the next one
+    /// that it went well: the pack is to be abandoned.
     pub fn sync(&mut self) -> Result<()> {
         if self.synced == self.length {
             return Ok(());
         }
         self.flush()?;
-        self.file.sync_data().on("sync", &self.path)?;
+        sys::sync(&self.file, &self.path)?;
         self.synced = self.length;
         Ok(())
+    }
+
+    /// Gives up what the catalog does not name: the file ends before it, or goes.
+    pub fn abandon(self) {
+        let done = match self.named {
+            0 => sys::remove(&self.path),
+            named => sys::set_length(&self.file, &self.path, named),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "a pack stays longer than it should until the store is opened next");
+        }
     }
 
     /// Reads a record that may not have been handed to the kernel yet.

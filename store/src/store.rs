@@ -22,6 +22,7 @@ use crate::{
     format::Node,
     id::{Hash, Id},
     pack::{self, Class, FULL, Header, LONGEST, Object, RECORD, Record, Writer},
+    sys,
 };
 
 /// The format of stores that this version writes, and the newest that it reads.
@@ -69,6 +70,26 @@ struct Writing {
     open: HashMap<(u32, Class), Writer>,
     /// Full ones that the disk may not have yet.
     full: Vec<Writer>,
+    /// How often a sync failed, and with it what was added since the last.
+    lost: u64,
+}
+
+impl Writing {
+    /// Syncs what no batch has named yet, and names it.
+    fn sync(&mut self, batch: &mut Batch) -> Result<()> {
+        for writer in self.open.values_mut().chain(self.full.iter_mut()) {
+            if writer.named != writer.length {
+                writer.sync()?;
+                let row = PackRow {
+                    domain: writer.header.domain,
+                    class: writer.header.class,
+                    length: u32::try_from(writer.length).map_err(|_| damaged("a pack", "it is too long"))?,
+                };
+                batch.pack(writer.header.pack, &row);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What nobody can be told about twice: a lock whose holder panicked is a bug that was told already.
@@ -123,6 +144,7 @@ impl Store {
                 row,
                 open,
                 full: Vec::new(),
+                lost: 0,
             }),
             pending: RwLock::default(),
             files: Cache::new(64),
@@ -302,6 +324,7 @@ impl Store {
             store: self,
             domain,
             _gate: self.gate.read().unwrap_or_else(PoisonError::into_inner),
+            lost: locked(&self.writing).lost,
             written: AtomicU64::new(0),
         }
     }
@@ -369,21 +392,24 @@ impl Store {
 
     /// Makes everything that was added so far durable and visible, together with what `more` puts into the batch.
     pub(crate) fn publish(&self, more: impl FnOnce(&mut Batch) -> Result<()>) -> Result<()> {
+        self.publish_since(None, more)
+    }
+
+    /// As [`Store::publish`]; `lost` is how often a sync had failed when what is published was begun.
+    fn publish_since(&self, lost: Option<u64>, more: impl FnOnce(&mut Batch) -> Result<()>) -> Result<()> {
         let mut batch = self.catalog.batch();
         more(&mut batch)?;
         let mut writing = locked(&self.writing);
-        let Writing { row, open, full } = &mut *writing;
+        if lost.is_some_and(|lost| lost != writing.lost) {
+            return Err(Error::Refused(
+                "the disk failed while this was recorded, and a part of it may be gone: it is to be tried again"
+                    .into(),
+            ));
+        }
         fault::point("packs-before-sync");
-        for writer in open.values_mut().chain(full.iter_mut()) {
-            if writer.synced != writer.length {
-                writer.sync()?;
-                let row = PackRow {
-                    domain: writer.header.domain,
-                    class: writer.header.class,
-                    length: u32::try_from(writer.length).map_err(|_| damaged("a pack", "it is too long"))?,
-                };
-                batch.pack(writer.header.pack, &row);
-            }
+        if let Err(error) = writing.sync(&mut batch) {
+            self.abandon(&mut writing);
+            return Err(error);
         }
         fault::point("packs-synced");
         let pending = {
@@ -394,17 +420,41 @@ impl Store {
             pending.len()
         };
         if pending > 0 {
-            batch.store(row);
+            batch.store(&writing.row);
         }
         self.catalog.write(batch)?;
         fault::point("batch-written");
-        full.clear();
+        writing.full.clear();
+        for writer in writing.open.values_mut() {
+            writer.named = writer.length;
+        }
         // Nothing was added meanwhile: adding takes the same lock.
         self.pending
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
         Ok(())
+    }
+
+    /// Forgets what was added since the last batch: which of it the disk has nobody knows.
+    fn abandon(&self, writing: &mut Writing) {
+        writing.lost += 1;
+        let open: HashMap<_, Writer> = std::mem::take(&mut writing.open);
+        let full = std::mem::take(&mut writing.full);
+        for (key, writer) in open {
+            if writer.named == writer.length {
+                writing.open.insert(key, writer);
+            } else {
+                self.files.remove(&writer.header.pack);
+                writer.abandon();
+            }
+        }
+        for writer in full {
+            self.files.remove(&writer.header.pack);
+            writer.abandon();
+        }
+        let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        pending.clear();
     }
 
     /// Which store this is: its packs say the same.
@@ -489,6 +539,7 @@ pub struct Session<'s> {
     pub(crate) store: &'s Store,
     pub(crate) domain: u32,
     _gate: RwLockReadGuard<'s, ()>,
+    lost: u64,
     written: AtomicU64,
 }
 
@@ -497,6 +548,11 @@ impl Session<'_> {
     #[must_use]
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// Makes what was added durable and visible, together with what `more` puts into the batch.
+    pub(crate) fn publish(&self, more: impl FnOnce(&mut Batch) -> Result<()>) -> Result<()> {
+        self.store.publish_since(Some(self.lost), more)
     }
 
     /// Adds a chunk, at most [`delta::LONGEST`] bytes, unless it is there.
@@ -588,15 +644,7 @@ fn check_format(dir: &Path) -> Result<()> {
             if dir.join("catalog").exists() {
                 return Err(damaged(path.display(), "it is missing, and the catalog is there"));
             }
-            let fresh = dir.join("format.new");
-            let text = format!("diffkeeper store {FORMAT}\n");
-            let write = || {
-                std::fs::write(&fresh, text)?;
-                File::open(&fresh)?.sync_all()?;
-                std::fs::rename(&fresh, &path)?;
-                File::open(dir)?.sync_all()
-            };
-            return write().on("write", &path);
+            return sys::replace(&path, format!("diffkeeper store {FORMAT}\n").as_bytes());
         }
         Err(e) => return Err(e).on("read", &path),
     };
@@ -627,7 +675,7 @@ fn recover(dir: &Path, catalog: &Catalog, store: &StoreRow) -> Result<HashMap<(u
             && path.extension().is_some_and(|e| e == "pack")
             && !named.contains_key(&number)
         {
-            std::fs::remove_file(&path).on("remove", &path)?;
+            sys::remove(&path)?;
         }
     }
     let mut open: HashMap<(u32, Class), Writer> = HashMap::new();
