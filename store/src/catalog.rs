@@ -1,7 +1,11 @@
 //! The catalog: one fjall keyspace whose keys begin with a letter that says what they are of. One, because an idle
 //! keyspace keeps journals from being removed, and each costs memory of its own. See `docs/format.md`.
 
-use std::{ops::RangeBounds, path::Path};
+use std::{
+    ops::RangeBounds,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use delta::Encoding;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -13,6 +17,7 @@ use crate::{
     id::Id,
     pack::{Class, Object},
     retention::Tombstone,
+    watermark,
 };
 
 /// Blocks of the index that are kept in memory, in bytes: a keeper must be small, and the kernel caches too.
@@ -26,6 +31,8 @@ const JOURNALS: u64 = 64 << 20;
 pub struct Catalog {
     db: Database,
     rows: Keyspace,
+    /// Counts the batches; none in a store of format 1.
+    watermark: Mutex<Option<watermark::Writer>>,
 }
 
 /// Where an object is.
@@ -317,7 +324,11 @@ impl Catalog {
                 KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE)
             })
             .catalog("open its rows")?;
-        Ok(Catalog { db, rows })
+        Ok(Catalog {
+            db,
+            rows,
+            watermark: Mutex::default(),
+        })
     }
 
     pub(crate) fn batch(&self) -> Batch {
@@ -328,8 +339,31 @@ impl Catalog {
     }
 
     /// Writes a batch; it is on the disk when this returns.
-    pub(crate) fn write(&self, batch: Batch) -> Result<()> {
-        batch.batch.commit().catalog("write a batch")
+    pub(crate) fn write(&self, mut batch: Batch) -> Result<()> {
+        let mut watermark = self.watermark.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watermark) = &*watermark {
+            let number = watermark.last.batch + 1;
+            batch.put(key(b'M', &[b"batch"]), number.to_le_bytes());
+        }
+        batch.batch.commit().catalog("write a batch")?;
+        if let Some(watermark) = &mut *watermark {
+            watermark.rise();
+        }
+        Ok(())
+    }
+
+    /// The number of the last batch that was counted.
+    pub(crate) fn batches(&self) -> Result<u64> {
+        let Some(row) = self.get(key(b'M', &[b"batch"]))? else {
+            return Ok(0);
+        };
+        let number = (*row).try_into().map_err(|_| row_damaged("the last batch"))?;
+        Ok(u64::from_le_bytes(number))
+    }
+
+    /// From now on batches are counted.
+    pub(crate) fn count(&self, watermark: watermark::Writer) {
+        *self.watermark.lock().unwrap_or_else(PoisonError::into_inner) = Some(watermark);
     }
 
     fn get(&self, key: Vec<u8>) -> Result<Option<fjall::UserValue>> {

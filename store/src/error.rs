@@ -44,6 +44,17 @@ pub enum Error {
         /// The newest that is known.
         known: u32,
     },
+    /// A catalog that has lost its newest batches.
+    #[error(
+        "the catalog of the store {path} is {batches} batches behind what was on the disk: its journal is damaged at its \
+         end; `diffkeeper repair --dry-run` says what the packs hold of them, `diffkeeper repair` brings it back"
+    )]
+    Behind {
+        /// The store.
+        path: String,
+        /// How many are missing.
+        batches: u64,
+    },
     /// Another process has it open.
     #[error(
         "the store {0} is in use by another process, most likely the keeper: stop that, or talk to it instead"

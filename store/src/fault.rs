@@ -29,6 +29,9 @@ pub const POINTS: [&str; 6] = [
     "gc-removed",
 ];
 
+/// And those of a migration.
+pub const MIGRATION: [&str; 3] = ["migrate-flushed", "migrate-counted", "migrate-renamed"];
+
 /// Ends the process with SIGKILL if this is the point, and the time.
 pub fn point(name: &str) {
     let plan = PLAN.get_or_init(|| {

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    ops::ControlFlow,
     sync::PoisonError,
 };
 
@@ -76,6 +77,13 @@ impl Store {
         let mut reached = HashSet::new();
         for (id, commit) in self.live_commits(domain)? {
             self.reach(domain, id, &commit, &mut reached)?;
+        }
+        // Commits stay whatever became of their content: histories can be found again without the catalog.
+        for state in self.states()?.iter().filter(|state| state.domain == domain) {
+            self.log(state, u64::MAX, |recorded| {
+                reached.insert((Object::Commit, recorded.id));
+                Ok(ControlFlow::Continue(()))
+            })?;
         }
         // By pack: how many bytes are not needed, and of how many.
         let mut waste: BTreeMap<u32, (u64, u64)> = BTreeMap::new();

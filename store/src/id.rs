@@ -146,6 +146,13 @@ impl Hash {
         ])
     }
 
+    /// The name of a node: the top of its items' hashes, its level and their number.
+    #[must_use]
+    pub fn name_of(self, node: &crate::format::Node) -> Id {
+        let items: Vec<Id> = node.items.iter().map(|item| self.item(item)).collect();
+        self.node(node.level, items.len(), self.top(&items))
+    }
+
     /// What the items of a node come together in: a binary tree over their hashes, the left side of each pair full.
     /// Of no items, the hash of nothing.
     #[must_use]

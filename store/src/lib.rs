@@ -13,21 +13,25 @@ pub mod format;
 mod gc;
 mod history;
 mod id;
+mod migrate;
 pub mod pack;
 mod reach;
 mod retention;
+mod salvage;
 mod store;
 mod sys;
 #[cfg(test)]
 mod tests;
 pub mod tree;
 mod verify;
+mod watermark;
 
 pub use catalog::{Batch, Look};
 pub use error::{Error, Result};
 pub use gc::{Collected, Thorough};
 pub use history::{Known, Recorded, Version};
 pub use id::{Hash, Id};
+pub use migrate::Migrating;
 pub use retention::{Retention, Rule, Tombstone};
 pub use store::{FORMAT, Session, Store, Usage};
 pub use verify::{Problem, Verified};

@@ -14,7 +14,8 @@ use delta::Encoding;
 
 use crate::{
     error::{Context, Result, damaged},
-    id::Id,
+    format::Node,
+    id::{Hash, Id},
     sys,
 };
 
@@ -345,6 +346,25 @@ pub fn read(file: &File, path: &Path, at: u32, stored: u32) -> Result<Vec<u8>> {
         )),
         done => done.on("read", path).map(|()| bytes),
     }
+}
+
+/// What a record holds, from its bytes: checked against its name; else how they differ.
+pub(crate) fn content(hash: Hash, record: &Record, bytes: &[u8]) -> std::result::Result<Vec<u8>, String> {
+    let bytes =
+        delta::decode(record.encoding, bytes, record.length as usize).map_err(|error| error.to_string())?;
+    let found = match record.object {
+        Object::Chunk => hash.chunk(&bytes),
+        Object::Commit => hash.commit(&bytes),
+        Object::Node => {
+            let node: Node = prost::Message::decode(bytes.as_slice())
+                .map_err(|error: prost::DecodeError| error.to_string())?;
+            hash.name_of(&node)
+        }
+    };
+    if found != record.id {
+        return Err(format!("its content is that of {found}"));
+    }
+    Ok(bytes)
 }
 
 /// Walks the records of a pack up to `end`: where each begins, and its head.

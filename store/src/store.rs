@@ -21,12 +21,14 @@ use crate::{
     fault,
     format::Node,
     id::{Hash, Id},
+    migrate::Migrating,
     pack::{self, Class, FULL, Header, LONGEST, Object, RECORD, Record, Writer},
-    sys,
+    salvage, sys,
+    watermark::{self, Watermark},
 };
 
 /// The format of stores that this version writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Nodes that are kept in memory, in bytes.
 const NODES: u64 = 16 << 20;
@@ -98,11 +100,24 @@ fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Store {
-    /// Opens a store, and makes it where there is none; `hash` is of a new one.
+    /// Opens a store, and makes it where there is none; `hash` is of a new one. One of an older format is brought up to date.
     ///
     /// # Errors
     /// A store that is open elsewhere, of a newer format, damaged; a full or read-only disk.
     pub fn open(dir: &Path, hash: Hash) -> Result<Store> {
+        Store::open_telling(dir, hash, |done| {
+            tracing::info!(
+                store = %dir.display(), from = done.from, to = FORMAT, commits = done.commits, of = done.of,
+                "the store is brought up to date"
+            );
+        })
+    }
+
+    /// As [`Store::open`]; `told` gets how far a migration has come.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_telling(dir: &Path, hash: Hash, told: impl FnMut(&Migrating)) -> Result<Store> {
         let packs = dir.join("packs");
         DirBuilder::new()
             .recursive(true)
@@ -110,10 +125,18 @@ impl Store {
             .create(&packs)
             .on("make", &packs)?;
         let lock = lock(dir)?;
-        check_format(dir)?;
+        let format = format_of(dir)?;
         let catalog = Catalog::open(&dir.join("catalog"))?;
+        let watermark = Watermark::of(dir)?;
         let row = match catalog.store()? {
             Some(row) => row,
+            // Packs that no row names are removed below: not those of a catalog that was lost.
+            None if watermark.is_some() || salvage::packs(&packs)?.next().is_some() => {
+                return Err(damaged(
+                    dir.join("catalog").display(),
+                    "it knows nothing of the packs beside it: `diffkeeper repair` makes it anew from them",
+                ));
+            }
             None => {
                 let mut id = [0u8; 16];
                 let random = Path::new("/dev/urandom");
@@ -135,8 +158,17 @@ impl Store {
         };
         let hash =
             Hash::of_number(row.hash).ok_or_else(|| damaged("the store's row", "its hash is unknown"))?;
+        if let Some(watermark) = watermark.filter(|found| found.store.as_slice() == row.id) {
+            let missing = watermark.batch.saturating_sub(catalog.batches()?);
+            if missing > 0 {
+                return Err(Error::Behind {
+                    path: dir.display().to_string(),
+                    batches: missing,
+                });
+            }
+        }
         let open = recover(&packs, &catalog, &row)?;
-        Ok(Store {
+        let store = Store {
             dir: dir.to_owned(),
             hash,
             catalog,
@@ -153,7 +185,27 @@ impl Store {
             spared: Mutex::default(),
             names: Mutex::default(),
             _lock: lock,
-        })
+        };
+        if format == FORMAT {
+            store.count_batches()?;
+        } else {
+            store.migrate(format, told)?;
+        }
+        Ok(store)
+    }
+
+    /// From now on the catalog's batches are counted, and the file beside it says how many there were.
+    pub(crate) fn count_batches(&self) -> Result<()> {
+        let mut store = [0; 16];
+        let id = self.id();
+        store.iter_mut().zip(&id).for_each(|(to, from)| *to = *from);
+        let first = Watermark {
+            store,
+            hash: self.hash,
+            batch: self.catalog.batches()?,
+        };
+        self.catalog.count(watermark::Writer::create(&self.dir, first)?);
+        Ok(())
     }
 
     /// Its directory.
@@ -256,20 +308,7 @@ impl Store {
                 "the head of its record is not what the catalog says",
             ));
         }
-        let bytes =
-            delta::decode(place.encoding, bytes, place.length as usize).map_err(|e| damaged(name(), e))?;
-        let found = match object {
-            Object::Chunk => self.hash.chunk(&bytes),
-            Object::Commit => self.hash.commit(&bytes),
-            Object::Node => {
-                let node = Node::decode(bytes.as_slice()).map_err(|e| damaged(name(), e))?;
-                self.name_of(&node)
-            }
-        };
-        if found != id {
-            return Err(damaged(name(), format!("its content is that of {found}")));
-        }
-        Ok(bytes)
+        pack::content(self.hash, &expected, bytes).map_err(|problem| damaged(name(), problem))
     }
 
     fn written(&self, domain: u32, class: Class, place: Place) -> Result<Vec<u8>> {
@@ -297,12 +336,6 @@ impl Store {
             place.at,
             place.stored,
         )
-    }
-
-    /// The name of a node: the top of its items' hashes, its level and their number.
-    pub(crate) fn name_of(&self, node: &Node) -> Id {
-        let items: Vec<Id> = node.items.iter().map(|item| self.hash.item(item)).collect();
-        self.hash.node(node.level, items.len(), self.hash.top(&items))
     }
 
     /// A node, from memory where it was read before.
@@ -566,7 +599,7 @@ impl Session<'_> {
     }
 
     pub(crate) fn node(&self, node: &Node) -> Result<Id> {
-        let id = self.store.name_of(node);
+        let id = self.store.hash.name_of(node);
         self.put(Object::Node, id, &node.encode_to_vec())?;
         Ok(id)
     }
@@ -618,7 +651,7 @@ impl Session<'_> {
     }
 }
 
-fn lock(dir: &Path) -> Result<File> {
+pub(crate) fn lock(dir: &Path) -> Result<File> {
     let path = dir.join("lock");
     let file = OpenOptions::new()
         .create(true)
@@ -636,7 +669,7 @@ fn lock(dir: &Path) -> Result<File> {
 }
 
 /// The file `format` says what the rest is; it is looked at before anything else is.
-fn check_format(dir: &Path) -> Result<()> {
+pub(crate) fn format_of(dir: &Path) -> Result<u32> {
     let path = dir.join("format");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
@@ -644,7 +677,8 @@ fn check_format(dir: &Path) -> Result<()> {
             if dir.join("catalog").exists() {
                 return Err(damaged(path.display(), "it is missing, and the catalog is there"));
             }
-            return sys::replace(&path, format!("diffkeeper store {FORMAT}\n").as_bytes());
+            write_format(dir, FORMAT)?;
+            return Ok(FORMAT);
         }
         Err(e) => return Err(e).on("read", &path),
     };
@@ -652,7 +686,7 @@ fn check_format(dir: &Path) -> Result<()> {
         .strip_prefix("diffkeeper store ")
         .and_then(|n| n.trim_end().parse().ok());
     match number {
-        Some(FORMAT) => Ok(()),
+        Some(found) if (1..=FORMAT).contains(&found) => Ok(found),
         Some(found) => Err(Error::Newer {
             path: dir.display().to_string(),
             found,
@@ -662,19 +696,20 @@ fn check_format(dir: &Path) -> Result<()> {
     }
 }
 
+/// Says of which format a store is from now on.
+pub(crate) fn write_format(dir: &Path, format: u32) -> Result<()> {
+    sys::replace(
+        &dir.join("format"),
+        format!("diffkeeper store {format}\n").as_bytes(),
+    )
+}
+
 /// Puts the packs right after whatever ended the last process: bytes that no batch named were never promised.
 /// Packs that are not full are gone on with.
 fn recover(dir: &Path, catalog: &Catalog, store: &StoreRow) -> Result<HashMap<(u32, Class), Writer>> {
     let named: HashMap<u32, PackRow> = catalog.packs()?.into_iter().collect();
-    for file in std::fs::read_dir(dir).on("read", dir)? {
-        let path = file.on("read", dir)?.path();
-        let number = path
-            .file_stem()
-            .and_then(|stem| u32::from_str_radix(stem.to_str()?, 16).ok());
-        if let Some(number) = number
-            && path.extension().is_some_and(|e| e == "pack")
-            && !named.contains_key(&number)
-        {
+    for (number, path) in salvage::packs(dir)? {
+        if !named.contains_key(&number) {
             sys::remove(&path)?;
         }
     }

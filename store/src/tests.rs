@@ -509,7 +509,7 @@ fn a_newer_store_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(store(dir.path()));
     let format = dir.path().join("store/format");
-    fs::write(&format, "diffkeeper store 2\n").unwrap();
+    fs::write(&format, format!("diffkeeper store {}\n", crate::FORMAT + 1)).unwrap();
     let told = Store::open(&dir.path().join("store"), Hash::Blake3)
         .err()
         .unwrap()
