@@ -5,6 +5,7 @@ use std::{
     ffi::{CStr, CString},
     fs::File,
     io,
+    ops::Range,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -177,13 +178,14 @@ pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Up to this many bytes are read and written.
+const SMALL: u64 = 64 << 10;
+
 /// Copies the content of a file and leaves its holes holes. `buffer` is scratch that callers use again.
 ///
 /// # Errors
 /// As copy_file_range(2), read(2), write(2).
 pub fn copy_ranges(from: &File, to: &File, buffer: &mut Vec<u8>) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    const BUFFER: usize = 256 * 1024;
     let length = from.metadata()?.len();
     to.set_len(length)?;
     let seek = |at: u64, whence| -> io::Result<Option<u64>> {
@@ -203,10 +205,26 @@ pub fn copy_ranges(from: &File, to: &File, buffer: &mut Vec<u8>) -> io::Result<(
             break;
         };
         let end = seek(data, libc::SEEK_HOLE)?.unwrap_or(length).min(length);
-        at = data;
-        while at < end {
+        copy_range(from, to, data..end, buffer)?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// Copies one range of a file, as far as there still is one. `buffer` is scratch that callers use again.
+///
+/// # Errors
+/// As copy_file_range(2), read(2), write(2).
+pub fn copy_range(from: &File, to: &File, range: Range<u64>, buffer: &mut Vec<u8>) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    const BUFFER: usize = 256 * 1024;
+    // For a small file the kernel's way is the longer one.
+    let mut in_kernel = range.end.saturating_sub(range.start) > SMALL;
+    let mut at = range.start;
+    while at < range.end {
+        let wanted = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(1 << 30);
+        if in_kernel {
             let (mut i, mut o) = (at.cast_signed(), at.cast_signed());
-            let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
             // SAFETY: both offsets live across the call.
             let n = unsafe {
                 libc::copy_file_range(
@@ -218,25 +236,23 @@ pub fn copy_ranges(from: &File, to: &File, buffer: &mut Vec<u8>) -> io::Result<(
                     0,
                 )
             };
-            let n = match n {
+            match u64::try_from(n) {
+                Ok(n) if n > 0 => at += n,
                 // The file got shorter, or the file systems cannot do it among themselves.
-                0 | -1 => {
-                    buffer.resize(BUFFER, 0);
-                    let wanted = wanted.min(BUFFER);
-                    let Some(part) = buffer.get_mut(..wanted) else {
-                        break;
-                    };
-                    let n = from.read_at(part, at)?;
-                    if n == 0 {
-                        return Ok(());
-                    }
-                    to.write_all_at(part.get(..n).unwrap_or_default(), at)?;
-                    n as u64
-                }
-                n => n.unsigned_abs() as u64,
-            };
-            at += n;
+                _ => in_kernel = false,
+            }
+            continue;
         }
+        buffer.resize(BUFFER, 0);
+        let Some(part) = buffer.get_mut(..wanted.min(BUFFER)) else {
+            break;
+        };
+        let n = from.read_at(part, at)?;
+        if n == 0 {
+            break;
+        }
+        to.write_all_at(part.get(..n).unwrap_or_default(), at)?;
+        at += n as u64;
     }
     Ok(())
 }
