@@ -89,7 +89,7 @@ pub fn run(config: &Path, address: &Path, json: bool) -> Result<ExitCode> {
     }
     let failed = findings.iter().any(|f| f.verdict == Verdict::Error);
     Ok(if failed {
-        ExitCode::FAILURE
+        ExitCode::from(crate::exit::PROBLEMS)
     } else {
         ExitCode::SUCCESS
     })

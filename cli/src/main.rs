@@ -1,11 +1,13 @@
 //! `diffkeeper`: what a person types.
 
 mod doctor;
+mod exit;
 mod history;
 mod image;
 mod install;
 mod states;
 mod table;
+mod terminal;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -15,7 +17,7 @@ use runtime_spec::config::Config;
 
 /// Containers that keep what they write: look after their states.
 #[derive(Parser)]
-#[command(name = "diffkeeper", version, about, propagate_version = true)]
+#[command(name = "diffkeeper", version, about, after_help = exit::HELP)]
 struct Cli {
     /// The configuration file
     #[arg(
@@ -25,6 +27,12 @@ struct Cli {
         default_value = "/etc/diffkeeper/config.toml"
     )]
     config: PathBuf,
+    /// Colours
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    color: terminal::Color,
+    /// Never page through long output
+    #[arg(long, global = true)]
+    no_pager: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -127,12 +135,16 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("diffkeeper: {error:#}");
-            ExitCode::FAILURE
+            exit::of(&error)
         }
     }
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
+    cli.color.decide();
+    if !matches!(cli.command, Command::Keeper { .. }) {
+        terminal::end_with_the_reader();
+    }
     match &cli.command {
         Command::States { json } => states::list(&config(cli)?, *json),
         Command::Rm {
@@ -145,7 +157,13 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             states::remove(&config(cli)?, state, *yes, forget)
         }
         Command::Prune { dry_run, json } => states::prune(&config(cli)?, *dry_run, *json),
-        Command::History(command) => history::run(&config(cli)?, command),
+        Command::History(command) => {
+            let config = config(cli)?;
+            let _pager = (command.is_paged() && !cli.no_pager)
+                .then(terminal::Pager::start)
+                .flatten();
+            history::run(&config, command)
+        }
         Command::Keeper { apart, .. } if *apart => {
             keeper::detach::leave()?;
             log_to_stderr();
@@ -204,5 +222,15 @@ fn config(cli: &Cli) -> Result<Config> {
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Config::default()),
         Err(error) => Err(error).with_context(|| format!("read the configuration {}", cli.config.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
     }
 }

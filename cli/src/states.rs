@@ -95,7 +95,10 @@ fn resolve(states: &[StateInfo], tail: &str) -> Result<StateName> {
     let names: Vec<&StateName> = states.iter().map(|s| &s.name).collect();
     match resolve_tail(names.iter().copied(), tail) {
         Ok(name) => Ok(name.clone()),
-        Err(TailError::NotFound) => bail!("there is no state {tail:?}: `diffkeeper states` lists them"),
+        Err(TailError::NotFound) => Err(crate::exit::NotFound(format!(
+            "there is no state {tail:?}: `diffkeeper states` lists them"
+        ))
+        .into()),
         Err(TailError::Ambiguous(candidates)) => {
             let list: Vec<String> = candidates.iter().map(ToString::to_string).collect();
             bail!(

@@ -2,19 +2,21 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::terminal::width;
+
 /// Prints rows under headings, columns as wide as they need, to standard output.
 pub fn print(headings: &[&str], rows: &[Vec<String>]) {
-    let mut widths: Vec<usize> = headings.iter().map(|h| h.chars().count()).collect();
+    let mut widths: Vec<usize> = headings.iter().map(|h| width(h)).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(self::width(cell));
         }
     }
     let line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut text = String::new();
         for (cell, width) in cells.zip(&widths) {
             text.push_str(cell);
-            text.extend(std::iter::repeat_n(' ', width + 2 - cell.chars().count()));
+            text.extend(std::iter::repeat_n(' ', width + 2 - self::width(cell)));
         }
         println!("{}", text.trim_end());
     };

@@ -29,3 +29,6 @@ pub mod keeper {
 
 /// Where the keeper listens, unless the configuration says otherwise.
 pub const SOCKET: &str = "/run/diffkeeper/keeper.sock";
+
+/// The key of a call's metadata that names it: `Progress` then says how far it is.
+pub const TASK: &str = "task";

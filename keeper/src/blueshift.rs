@@ -27,6 +27,7 @@ use store::{
 use crate::{
     again::{Again, Difference, merged},
     error::{Context, Error, Result},
+    progress::Progress,
     tree::{self, Seen},
 };
 
@@ -135,6 +136,15 @@ impl Capture<'_> {
     /// # Errors
     /// A tree that cannot be read, a full or failing disk.
     pub fn run(&self, store: &Store) -> Result<Option<Recorded>> {
+        self.watched(store, &Progress::default())
+    }
+
+    /// The same, with somebody who wants to know how far it is.
+    ///
+    /// # Errors
+    /// The same, and a stop.
+    pub fn watched(&self, store: &Store, progress: &Progress) -> Result<Option<Recorded>> {
+        progress.begin("looking");
         let old = match &self.state.head {
             Some((id, _)) => Some(store.commit(*id)?.commit.tree_id()?),
             None => None,
@@ -146,6 +156,7 @@ impl Capture<'_> {
             store,
             session: &session,
             old,
+            progress,
         };
         let mut began = Instant::now();
         let first = self.scan()?;
@@ -160,6 +171,12 @@ impl Capture<'_> {
             return Ok(None);
         }
         let mut links = Links::of(&first.seen);
+        progress.begin("recording");
+        let size = |seen: &&Seen| u64::try_from(seen.stat.st_size).unwrap_or(0);
+        let files = suspects
+            .iter()
+            .filter(|seen| links.first(seen).is_none() && is_file(seen));
+        progress.expect(suspects.len() as u64, files.map(size).sum());
         let flush = self.freezer.is_some();
         let mut read = recorder.read(&suspects, &links, first.at, flush)?;
         let mut first = first;
@@ -386,6 +403,10 @@ impl Capture<'_> {
     }
 }
 
+fn is_file(seen: &Seen) -> bool {
+    seen.stat.st_mode & libc::S_IFMT == libc::S_IFREG
+}
+
 /// Which names are of one file.
 struct Links(HashMap<(u64, u64), Vec<u8>>);
 
@@ -415,6 +436,7 @@ struct Recorder<'a, 's> {
     store: &'s Store,
     session: &'a Session<'s>,
     old: Option<Id>,
+    progress: &'a Progress,
 }
 
 impl Recorder<'_, '_> {
@@ -444,7 +466,14 @@ impl Recorder<'_, '_> {
                 let Some((top, overlay)) = tops.get(name) else {
                     return Ok(None);
                 };
-                match self.one(top, &path, *overlay, seen, links, at, flush) {
+                self.progress.go_on()?;
+                let done = self.one(top, &path, *overlay, seen, links, at, flush);
+                self.progress.add(
+                    1,
+                    done.as_ref()
+                        .map_or(0, |read| read.as_ref().map_or(0, |read| read.bytes)),
+                );
+                match done {
                     Err(Error::Io { source, .. })
                         if matches!(
                             source.raw_os_error(),

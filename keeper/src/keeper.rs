@@ -23,7 +23,8 @@ use crate::{
     blueshift::{Capture, Freezer, Top},
     error::{Context, Error, Result},
     freezer::Shim,
-    redshift::{self, Plan, Progress},
+    progress::Progress,
+    redshift::{self, Plan},
 };
 
 /// The keeper of a node.
@@ -199,15 +200,36 @@ impl Keeper {
         reason: Reason,
         message: Option<&str>,
     ) -> Result<Option<Recorded>> {
+        self.commit_watched(name, reason, message, &Progress::default())
+    }
+
+    /// The same, with somebody who wants to know how far it is.
+    ///
+    /// # Errors
+    /// The same, and a stop.
+    pub fn commit_watched(
+        &self,
+        name: &StateName,
+        reason: Reason,
+        message: Option<&str>,
+        progress: &Progress,
+    ) -> Result<Option<Recorded>> {
+        progress.begin("waiting for its turn");
         let turn = self.turn(&name.to_string());
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = std::time::Instant::now();
-        let made = self.capture(name, reason, message);
+        let made = self.capture(name, reason, message, progress);
         self.counts.captured(&made, begun.elapsed());
         made
     }
 
-    fn capture(&self, name: &StateName, reason: Reason, message: Option<&str>) -> Result<Option<Recorded>> {
+    fn capture(
+        &self,
+        name: &StateName,
+        reason: Reason,
+        message: Option<&str>,
+        progress: &Progress,
+    ) -> Result<Option<Recorded>> {
         let state = self.node.state(name);
         if !state.exists() {
             return Err(Error::NotFound(format!("{name} has no live tree on this node")));
@@ -231,7 +253,7 @@ impl Keeper {
             node: &self.node_name,
             boot: &self.boot,
         };
-        capture.run(&self.store)
+        capture.watched(&self.store, progress)
     }
 
     /// Whether a state is to be recorded at all, and how often: nanoseconds; none for never.
@@ -249,13 +271,34 @@ impl Keeper {
     /// A version without content, a state that is in use in another way, a full or failing disk: the live tree is as it
     /// was then.
     pub fn restore(&self, said: &str, version: &str, how: Restore<'_>) -> Result<Restored> {
+        self.restore_watched(said, version, how, &Progress::default())
+    }
+
+    /// The same, with somebody who wants to know how far it is.
+    ///
+    /// # Errors
+    /// The same, and a stop.
+    pub fn restore_watched(
+        &self,
+        said: &str,
+        version: &str,
+        how: Restore<'_>,
+        progress: &Progress,
+    ) -> Result<Restored> {
         let begun = std::time::Instant::now();
-        let done = self.restore_to(said, version, how);
+        let done = self.restore_to(said, version, how, progress);
         self.counts.restored(done.is_ok(), begun.elapsed());
         done
     }
 
-    fn restore_to(&self, said: &str, version: &str, how: Restore<'_>) -> Result<Restored> {
+    fn restore_to(
+        &self,
+        said: &str,
+        version: &str,
+        how: Restore<'_>,
+        progress: &Progress,
+    ) -> Result<Restored> {
+        progress.begin("waiting for its turn");
         let known = self.known(said)?;
         let name: StateName = known
             .name
@@ -308,7 +351,7 @@ impl Keeper {
                 }
             },
         };
-        let done = self.restore_now(&state, &name, &target, how, lease.as_ref());
+        let done = self.restore_now(&state, &name, &target, how, lease.as_ref(), progress);
         if let Some(lease) = lease {
             lease.release()?;
         }
@@ -316,6 +359,7 @@ impl Keeper {
     }
 
     /// The caller has the lease: nobody writes.
+    #[allow(clippy::too_many_arguments)]
     fn restore_now(
         &self,
         state: &State,
@@ -323,6 +367,7 @@ impl Keeper {
         target: &Recorded,
         how: Restore<'_>,
         lease: Option<&Lease>,
+        progress: &Progress,
     ) -> Result<Restored> {
         if let Some(lease) = lease {
             state.evict(lease, std::time::Duration::from_secs(10))?;
@@ -349,7 +394,7 @@ impl Keeper {
                 node: &self.node_name,
                 boot: &self.boot,
             };
-            capture.run(&self.store)?;
+            capture.watched(&self.store, progress)?;
         }
         let known = self.store.make_state(&name.to_string(), &self.domain(name))?;
         let before = self.store.commit(known.newest()?)?;
@@ -371,7 +416,12 @@ impl Keeper {
             overlay: true,
             sync: true,
         };
-        plan.run(&self.store, &Progress::default())?;
+        progress.begin("restoring");
+        if let Err(error) = plan.run(&self.store, progress).and_then(|()| progress.go_on()) {
+            // The next one begins anew; until then it would only take room.
+            state.abandon_restore(&fresh)?;
+            return Err(error);
+        }
         let looks = redshift::looks(&plan.tops)?;
         // The looks first: should this end here, they differ from the old tree, and all of it is looked at again.
         self.store.forget_looks(&known)?;
@@ -631,8 +681,16 @@ impl Keeper {
     /// Puts a version, or a part of it, into a directory that is empty or not there.
     ///
     /// # Errors
-    /// No such version or path, a directory with something in it, a full disk.
-    pub fn export(&self, said: &str, version: &str, path: &[u8], to: &Path) -> Result<Progress> {
+    /// No such version or path, a directory with something in it, a full disk, a stop: the directory is empty again then.
+    pub fn export(
+        &self,
+        said: &str,
+        version: &str,
+        path: &[u8],
+        to: &Path,
+        progress: &Progress,
+    ) -> Result<()> {
+        progress.begin("exporting");
         let (known, recorded) = self.version(said, version)?;
         let recorded = self.store.with_content(recorded.id)?;
         if !to.is_absolute() {
@@ -670,7 +728,6 @@ impl Keeper {
                 })
                 .collect(),
         };
-        let progress = Progress::default();
         let plan = |tops: HashMap<Vec<u8>, PathBuf>| Plan {
             domain: known.domain,
             tree,
@@ -683,16 +740,21 @@ impl Keeper {
         let mut sorted: Vec<(Vec<u8>, PathBuf)> = tops.into_iter().collect();
         sorted.sort_by(|a, b| a.1.cmp(&b.1));
         for (name, at) in sorted {
-            plan(HashMap::from([(name, at)])).run(&self.store, &progress)?;
+            if let Err(error) = plan(HashMap::from([(name, at)])).run(&self.store, progress) {
+                // A part must not be taken for the whole; that it cannot be cleared away says less than the error.
+                let _ = empty(to);
+                return Err(error);
+            }
         }
-        Ok(progress)
+        Ok(())
     }
 
     /// Forgets a state's history; its live tree is the node's own affair.
     ///
     /// # Errors
     /// No such history, a full or failing disk.
-    pub fn forget(&self, said: &str, erase: bool) -> Result<u64> {
+    pub fn forget(&self, said: &str, erase: bool, progress: &Progress) -> Result<u64> {
+        progress.begin("waiting for its turn");
         let known = self.known(said)?;
         let turn = self.turn(&known.name);
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -706,7 +768,10 @@ impl Keeper {
         if !erase {
             return Ok(0);
         }
-        Ok(self.store.gc(store::Thorough::Erase, false, |_| {})?.freed)
+        // Whoever wants it erased does not want half of it erased: this is not stopped.
+        progress.begin("erasing");
+        let told = |done: &store::Collected| progress.at(done.looked_at, done.of_packs, done.copied);
+        Ok(self.store.gc(store::Thorough::Erase, false, told)?.freed)
     }
 
     /// Takes the content from old commits by the configured rules, and gets the space back. Answers with how many commits
@@ -714,7 +779,8 @@ impl Keeper {
     ///
     /// # Errors
     /// A damaged tree, a full or failing disk.
-    pub fn tidy(&self, dry: bool) -> Result<(u64, store::Collected)> {
+    pub fn tidy(&self, dry: bool, progress: &Progress) -> Result<(u64, store::Collected)> {
+        progress.begin("looking for what no commit needs");
         let rules = self.history.retention.iter().map(|keep| store::Rule {
             age: keep.age.as_secs(),
             every: keep.every.as_secs(),
@@ -724,10 +790,37 @@ impl Keeper {
         };
         let mut expired = 0;
         for known in self.store.states()? {
+            progress.go_on()?;
             expired += self.store.expire(&known, &retention, now(), dry)?;
         }
-        let done = self.store.gc(store::Thorough::Worthwhile, dry, |_| {})?;
+        let told = |done: &store::Collected| {
+            if progress.read().of_entries == 0 {
+                progress.begin("packing anew");
+            }
+            progress.at(done.looked_at, done.of_packs, done.copied);
+            progress.flow()
+        };
+        let done = self.store.gc(store::Thorough::Worthwhile, dry, told)?;
         Ok((expired, done))
+    }
+
+    /// Verifies the store, and that share (1 to 100 percent) of its content.
+    ///
+    /// # Errors
+    /// A disk or catalog that cannot be read at all, a stop; what is damaged is a problem in the answer.
+    pub fn verify(&self, percent: u8, progress: &Progress) -> Result<store::Verified> {
+        progress.begin("verifying");
+        let done = self.store.verify(percent, |done| {
+            if done.commits == 1 && progress.read().step == "verifying" {
+                progress.begin("walking trees");
+            }
+            match done.commits {
+                0 => progress.at(done.objects, done.of_objects, done.read),
+                commits => progress.at(commits, 0, done.read),
+            }
+            progress.flow()
+        })?;
+        Ok(done)
     }
 
     /// Free space of the store's disk, in bytes.
@@ -739,6 +832,19 @@ impl Keeper {
         let stat = nix::sys::statvfs::fstatvfs(&dir).on("look at", self.store.dir())?;
         Ok(stat.blocks_available() * stat.fragment_size())
     }
+}
+
+/// Removes what is in a directory.
+fn empty(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 struct Place {

@@ -7,6 +7,7 @@ mod error;
 mod freezer;
 pub mod keeper;
 pub mod metrics;
+pub mod progress;
 pub mod redshift;
 pub mod serve;
 pub mod service;
@@ -17,3 +18,4 @@ pub mod watch;
 
 pub use error::{Error, Result};
 pub use keeper::Keeper;
+pub use progress::Progress;

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -36,19 +36,11 @@ use store::{
     format::{Entry, Kind, Shown, place},
 };
 
+pub use crate::progress::Progress;
 use crate::{
     error::{Context, Error, Result},
     tree::{self, DIR},
 };
-
-/// How far a materialisation is.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Entries that were made.
-    pub entries: AtomicU64,
-    /// Bytes that were written.
-    pub bytes: AtomicU64,
-}
 
 /// What of a tree is made, and where.
 pub struct Plan<'a> {
@@ -70,9 +62,13 @@ impl Plan<'_> {
     /// Makes the tree in directories that are empty, or not there.
     ///
     /// # Errors
-    /// Missing or damaged content (then what was made is not to be used), a full or failing disk.
+    /// Missing or damaged content, a full or failing disk, a stop: what was made is not to be used then.
     pub fn run(&self, store: &Store, progress: &Progress) -> Result<()> {
         let entries = self.entries(store)?;
+        progress.expect(
+            entries.len() as u64,
+            entries.iter().filter(|e| e.link.is_empty()).map(|e| e.size).sum(),
+        );
         let mut tops = HashMap::new();
         for (name, path) in &self.tops {
             std::fs::create_dir_all(path).on("make", path)?;
@@ -98,12 +94,16 @@ impl Plan<'_> {
                 .filter(|entry| entry.what() == Kind::Directory && entry.link.is_empty())
         };
         for entry in directories() {
+            progress.go_on()?;
             make.directory(entry).on("make", &shown(entry))?;
         }
         entries
             .par_iter()
             .filter(|entry| entry.what() != Kind::Directory && entry.link.is_empty())
-            .try_for_each(|entry| make.other(entry))?;
+            .try_for_each(|entry| {
+                progress.go_on()?;
+                make.other(entry)
+            })?;
         for entry in entries.iter().filter(|entry| !entry.link.is_empty()) {
             make.link(entry).on("link", &shown(entry))?;
         }
@@ -113,6 +113,7 @@ impl Plan<'_> {
                 .on("set the attributes of", &shown(entry))?;
         }
         if self.sync {
+            progress.begin("writing to the disk");
             for (name, top) in &tops {
                 nix::unistd::syncfs(top).on("write to disk", Path::new(OsStr::from_bytes(name)))?;
             }
@@ -210,7 +211,7 @@ impl Make<'_> {
     }
 
     fn count(&self) {
-        self.progress.entries.fetch_add(1, Ordering::Relaxed);
+        self.progress.add(1, 0);
     }
 
     fn directory(&self, entry: &Entry) -> io::Result<()> {
@@ -245,14 +246,19 @@ impl Make<'_> {
         let failed = Mutex::new(None);
         let read = self.store.read_parallel(self.plan.domain, entry, |at, stretch| {
             match stretch {
-                Stretch::Hole(_) => sparse.store(true, Ordering::Relaxed),
+                Stretch::Hole(length) => {
+                    sparse.store(true, Ordering::Relaxed);
+                    self.progress.spare(length);
+                }
                 Stretch::Bytes(bytes) => {
                     if let Err(error) = file.write_all_at(bytes, at) {
                         *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                         return Err(store::Error::Refused("the disk failed".into()));
                     }
-                    let written = bytes.len() as u64;
-                    self.progress.bytes.fetch_add(written, Ordering::Relaxed);
+                    self.progress.add(0, bytes.len() as u64);
+                    if self.progress.go_on().is_err() {
+                        return Err(store::Error::Stopped);
+                    }
                 }
             }
             Ok(())

@@ -1,10 +1,11 @@
 //! The API, on a socket that only root may open.
 
 use std::{
+    collections::HashMap,
     ops::ControlFlow,
     os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use async_trait::async_trait;
@@ -24,6 +25,7 @@ use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
 use crate::{
     error::{Context, Error, Result},
     keeper::{Keeper, Restore, words},
+    progress::Progress,
     watch::Watch,
 };
 
@@ -37,6 +39,21 @@ const BYTES: u32 = 1 << 20;
 pub struct Service {
     keeper: Arc<Keeper>,
     watch: Option<Arc<Watch>>,
+    tasks: Arc<Tasks>,
+}
+
+/// The long calls that go on, by the names that their callers gave them.
+#[derive(Default)]
+struct Tasks(Mutex<HashMap<String, Arc<Progress>>>);
+
+impl Tasks {
+    fn get(&self, name: &str) -> Option<Arc<Progress>> {
+        self.lock().get(name).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Progress>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl From<Error> for ttrpc::Error {
@@ -50,6 +67,7 @@ impl From<Error> for ttrpc::Error {
             Error::Live(live::Error::InUse { .. } | live::Error::StillInUse { .. }) => {
                 Code::FAILED_PRECONDITION
             }
+            Error::Store(store::Error::Stopped) => Code::CANCELLED,
             Error::Store(store::Error::Damaged { .. } | store::Error::Missing(_)) => Code::DATA_LOSS,
             _ => Code::UNKNOWN,
         };
@@ -84,7 +102,11 @@ impl Service {
     /// Of a keeper, and of the watch that notes go to.
     #[must_use]
     pub fn new(keeper: Arc<Keeper>, watch: Option<Arc<Watch>>) -> Service {
-        Service { keeper, watch }
+        Service {
+            keeper,
+            watch,
+            tasks: Arc::default(),
+        }
     }
 
     /// Serves, until the server that this answers with is dropped.
@@ -114,6 +136,27 @@ impl Service {
             Ok(done) => done.map_err(Into::into),
             Err(error) => Err(Error::Refused(format!("the call failed in the keeper: {error}")).into()),
         }
+    }
+
+    /// The same, for what may take long: whoever gave the call a name can ask how far it is.
+    async fn run_long<T: Send + 'static>(
+        &self,
+        context: &TtrpcContext,
+        work: impl FnOnce(&Keeper, &Progress) -> Result<T> + Send + 'static,
+    ) -> ttrpc::Result<T> {
+        let progress = Arc::new(Progress::default());
+        let task = context
+            .metadata
+            .get(keeper_api::TASK)
+            .and_then(|names| names.first());
+        if let Some(task) = task {
+            self.tasks.lock().insert(task.clone(), progress.clone());
+        }
+        let done = self.run(move |keeper| work(keeper, &progress)).await;
+        if let Some(task) = task {
+            self.tasks.lock().remove(task);
+        }
+        done
     }
 }
 
@@ -408,6 +451,28 @@ impl Api for Service {
         Ok(api::NoteResponse::default())
     }
 
+    async fn progress(
+        &self,
+        _: &TtrpcContext,
+        request: api::ProgressRequest,
+    ) -> ttrpc::Result<api::ProgressResponse> {
+        let Some(progress) = self.tasks.get(&request.task) else {
+            return Ok(api::ProgressResponse::default());
+        };
+        if request.stop {
+            progress.stop();
+        }
+        let now = progress.read();
+        Ok(api::ProgressResponse {
+            step: now.step.into(),
+            entries: now.entries,
+            of_entries: now.of_entries,
+            bytes: now.bytes,
+            of_bytes: now.of_bytes,
+            ..api::ProgressResponse::default()
+        })
+    }
+
     async fn states(&self, _: &TtrpcContext, _: api::StatesRequest) -> ttrpc::Result<api::StatesResponse> {
         self.run(|keeper| {
             let mut response = api::StatesResponse::default();
@@ -462,12 +527,12 @@ impl Api for Service {
 
     async fn commit(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::CommitRequest,
     ) -> ttrpc::Result<api::CommitResponse> {
-        self.run(move |keeper| {
+        self.run_long(context, move |keeper, progress| {
             let name = keeper.named(&request.state)?;
-            let made = keeper.commit(&name, Reason::Manual, Some(&request.message))?;
+            let made = keeper.commit_watched(&name, Reason::Manual, Some(&request.message), progress)?;
             let made = made.ok_or_else(|| Error::Refused(format!("{name} was not recorded")))?;
             Ok(api::CommitResponse {
                 commit: MessageField::some(commit(keeper, &made)?),
@@ -496,10 +561,10 @@ impl Api for Service {
 
     async fn restore(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::RestoreRequest,
     ) -> ttrpc::Result<api::RestoreResponse> {
-        self.run(move |keeper| {
+        self.run_long(context, move |keeper, progress| {
             let (state, version) = said(&request.version);
             if request.cancel {
                 keeper.cancel(&state)?;
@@ -510,7 +575,7 @@ impl Api for Service {
                 leased: request.leased,
                 path: Some(request.path.as_slice()).filter(|path| !path.is_empty()),
             };
-            let done = keeper.restore(&state, &version, how)?;
+            let done = keeper.restore_watched(&state, &version, how, progress)?;
             let after = match &done.after {
                 Some(after) => Some(commit(keeper, after)?),
                 None => None,
@@ -539,15 +604,21 @@ impl Api for Service {
 
     async fn export(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::ExportRequest,
     ) -> ttrpc::Result<api::ExportResponse> {
-        self.run(move |keeper| {
+        self.run_long(context, move |keeper, progress| {
             let (state, version) = said(&request.version);
-            let done = keeper.export(&state, &version, &request.path, &PathBuf::from(&request.to))?;
+            keeper.export(
+                &state,
+                &version,
+                &request.path,
+                &PathBuf::from(&request.to),
+                progress,
+            )?;
             Ok(api::ExportResponse {
-                entries: done.entries.load(Ordering::Relaxed),
-                bytes: done.bytes.load(Ordering::Relaxed),
+                entries: progress.entries.load(Ordering::Relaxed),
+                bytes: progress.bytes.load(Ordering::Relaxed),
                 ..api::ExportResponse::default()
             })
         })
@@ -556,21 +627,21 @@ impl Api for Service {
 
     async fn forget(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::ForgetRequest,
     ) -> ttrpc::Result<api::ForgetResponse> {
-        self.run(move |keeper| {
+        self.run_long(context, move |keeper, progress| {
             Ok(api::ForgetResponse {
-                freed: keeper.forget(&request.state, request.erase)?,
+                freed: keeper.forget(&request.state, request.erase, progress)?,
                 ..api::ForgetResponse::default()
             })
         })
         .await
     }
 
-    async fn gc(&self, _: &TtrpcContext, request: api::GcRequest) -> ttrpc::Result<api::GcResponse> {
-        self.run(move |keeper| {
-            let (expired, done) = keeper.tidy(request.dry_run)?;
+    async fn gc(&self, context: &TtrpcContext, request: api::GcRequest) -> ttrpc::Result<api::GcResponse> {
+        self.run_long(context, move |keeper, progress| {
+            let (expired, done) = keeper.tidy(request.dry_run, progress)?;
             Ok(api::GcResponse {
                 expired,
                 objects: done.objects,
@@ -585,12 +656,12 @@ impl Api for Service {
 
     async fn verify(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::VerifyRequest,
     ) -> ttrpc::Result<api::VerifyResponse> {
-        self.run(move |keeper| {
+        self.run_long(context, move |keeper, progress| {
             let percent = u8::try_from(request.percent.min(100)).unwrap_or(100);
-            let done = keeper.store().verify(percent, |_| {})?;
+            let done = keeper.verify(percent, progress)?;
             Ok(api::VerifyResponse {
                 commits: done.commits,
                 objects: done.objects,

@@ -23,7 +23,7 @@ use nix::{
 use runtime_spec::name::StateName;
 use store::format::Reason;
 
-use crate::{error::Result, keeper::Keeper, tree};
+use crate::{error::Result, keeper::Keeper, progress::Progress, tree};
 
 /// The longest time between two looks at a state in use.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -212,7 +212,7 @@ impl Watch {
         }
         *tidied = Instant::now();
         let keeper = self.keeper.clone();
-        std::thread::spawn(move || match keeper.tidy(false) {
+        std::thread::spawn(move || match keeper.tidy(false, &Progress::default()) {
             Ok((expired, done)) => {
                 tracing::info!(
                     expired,

@@ -258,6 +258,14 @@ impl State {
         Trash::take(&self.node, fresh)?.delete()
     }
 
+    /// Gives up what was being made in [`State::begin_restore`]'s directory.
+    ///
+    /// # Errors
+    /// A disk that cannot be written.
+    pub fn abandon_restore(&self, fresh: &Path) -> Result<()> {
+        Trash::take(&self.node, fresh)?.delete()
+    }
+
     /// Says that the next start must not begin before the keeper has been asked, or that it may.
     ///
     /// # Errors

@@ -69,6 +69,9 @@ pub enum Error {
     /// Something that would not be right.
     #[error("{0}")]
     Refused(String),
+    /// Somebody who heard how far it was ended it.
+    #[error("stopped as asked, before the end")]
+    Stopped,
 }
 
 /// A result of this crate.

@@ -19,6 +19,7 @@ use crate::{
     pack::{self, HEADER, Object, RECORD, Record},
     store::Store,
     sys,
+    told::{Answer, heed},
 };
 
 /// How thorough a gc is.
@@ -41,14 +42,24 @@ pub struct Collected {
     pub copied: u64,
     /// Packs that were replaced or removed.
     pub packs: u64,
+    /// Packs that were looked at.
+    pub looked_at: u64,
+    /// Of so many.
+    pub of_packs: u64,
 }
 
 impl Store {
-    /// Collects the garbage of every domain; with `dry` only says what it would do.
+    /// Collects the garbage of every domain; with `dry` only says what it would do. `told` gets what was done so far, and
+    /// may end it after any pack.
     ///
     /// # Errors
     /// A damaged tree (then nothing can be said to be garbage), a full or failing disk.
-    pub fn gc(&self, thorough: Thorough, dry: bool, mut told: impl FnMut(&Collected)) -> Result<Collected> {
+    pub fn gc<A: Answer>(
+        &self,
+        thorough: Thorough,
+        dry: bool,
+        mut told: impl FnMut(&Collected) -> A,
+    ) -> Result<Collected> {
         let mut sum = Collected::default();
         for (_, domain) in self.catalog.domains()? {
             let done = self.gc_domain(domain, thorough, dry, &mut sum, &mut told);
@@ -58,13 +69,13 @@ impl Store {
         Ok(sum)
     }
 
-    fn gc_domain(
+    fn gc_domain<A: Answer>(
         &self,
         domain: u32,
         thorough: Thorough,
         dry: bool,
         sum: &mut Collected,
-        told: &mut impl FnMut(&Collected),
+        told: &mut impl FnMut(&Collected) -> A,
     ) -> Result<()> {
         {
             // Whoever adds objects now is waited for: from here on all that is touched is noted.
@@ -111,7 +122,9 @@ impl Store {
             }
         }
         let open = self.open_packs();
+        sum.of_packs += waste.len() as u64;
         for (number, (dead, all)) in waste {
+            sum.looked_at += 1;
             let worth = match thorough {
                 Thorough::Worthwhile => dead * 4 >= all.max(1),
                 Thorough::Erase => true,
@@ -126,7 +139,7 @@ impl Store {
             } else {
                 self.replace(domain, number, &reached, sum)?;
             }
-            told(sum);
+            heed(told(sum))?;
         }
         Ok(())
     }

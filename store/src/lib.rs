@@ -22,6 +22,7 @@ mod store;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod told;
 pub mod tree;
 mod verify;
 mod watermark;
@@ -34,4 +35,5 @@ pub use id::{Hash, Id};
 pub use migrate::Migrating;
 pub use retention::{Retention, Rule, Tombstone};
 pub use store::{FORMAT, Session, Store, Usage};
+pub use told::Answer;
 pub use verify::{Problem, Verified};

@@ -11,6 +11,7 @@ use crate::{
     pack::{self, Object},
     reach::{child_of, entries_of},
     store::Store,
+    told::{Answer, heed},
 };
 
 /// Something that is wrong.
@@ -29,6 +30,8 @@ pub struct Verified {
     pub commits: u64,
     /// Objects that were looked up.
     pub objects: u64,
+    /// Of so many.
+    pub of_objects: u64,
     /// Bytes that were read and compared with their names.
     pub read: u64,
     /// What is wrong.
@@ -41,11 +44,11 @@ const NAMED: usize = 20;
 impl Store {
     /// Verifies the structure: the chain of every history, every tree, that every chunk has a place in a pack that is
     /// long enough. With `data`, that share (1 to 100 percent) of all chunks is read as well. Commits may go on
-    /// meanwhile. `told` gets what was done so far.
+    /// meanwhile. `told` gets what was done so far, and may end it.
     ///
     /// # Errors
     /// A disk or catalog that cannot be read at all; what is damaged is a [`Problem`].
-    pub fn verify(&self, data: u8, mut told: impl FnMut(&Verified)) -> Result<Verified> {
+    pub fn verify<A: Answer>(&self, data: u8, mut told: impl FnMut(&Verified) -> A) -> Result<Verified> {
         let mut done = Verified::default();
         self.verify_packs(&mut done)?;
         let strangers = self.catalog.strangers()?;
@@ -63,6 +66,7 @@ impl Store {
                 Ok(())
             })?;
             objects.sort_by_key(|(.., place)| (place.pack, place.at));
+            done.of_objects += objects.len() as u64;
             for (object, id, place) in objects {
                 done.objects += 1;
                 // Which chunks a share is of, their names decide: another share next time is no use to whoever asks
@@ -80,7 +84,7 @@ impl Store {
                         done.wrong(error.to_string(), None);
                     }
                 }
-                told(&done);
+                heed(told(&done))?;
             }
         }
         for state in self.states()? {
@@ -99,7 +103,7 @@ impl Store {
                     }
                     Err(error) => done.wrong(error.to_string(), Some(version)),
                 }
-                told(&done);
+                heed(told(&done))?;
             }
         }
         Ok(done)

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anstyle::Style;
 use anyhow::{Context, Result};
 use keeper_api::keeper::{keeper as api, keeper_ttrpc::KeeperClient};
 use protobuf::MessageField;
@@ -12,7 +13,10 @@ use super::{
     client::{patient, said, with_keeper},
     look::{entry_json, path, read, resolve, short, time},
 };
-use crate::table;
+use crate::{
+    table,
+    terminal::{ADDED, CHANGED, COMMIT, NAME, REMOVED, paint},
+};
 
 /// The longest text whose lines are compared, in bytes.
 const LONGEST_TEXT: u64 = 4 << 20;
@@ -76,6 +80,17 @@ fn word(change: &api::Change) -> (&'static str, char) {
     }
 }
 
+/// Its letter, in its colour.
+fn letter(change: &api::Change) -> String {
+    let letter = word(change).1;
+    let style = match letter {
+        'A' => ADDED,
+        'D' => REMOVED,
+        _ => CHANGED,
+    };
+    paint(style, &letter.to_string())
+}
+
 fn sizes(change: &api::Change) -> String {
     let size = |entry: &MessageField<api::Entry>| entry.as_ref().filter(|e| e.kind == "file").map(|e| e.size);
     match (size(&change.before), size(&change.after)) {
@@ -122,7 +137,7 @@ pub fn diff(
         if !stat {
             let rows: Vec<Vec<String>> = found
                 .iter()
-                .map(|change| vec![word(change).1.to_string(), sizes(change), path(&of(change).path)])
+                .map(|change| vec![letter(change), sizes(change), path(&of(change).path)])
                 .collect();
             table::print(&["", "SIZE", "PATH"], &rows);
         }
@@ -175,7 +190,7 @@ async fn print_patch(
         text(client, after, change.after.as_ref()).await?,
     );
     let (Some(old), Some(new)) = (old, new) else {
-        println!("{} {name} {}", word(change).1, sizes(change));
+        println!("{} {name} {}", letter(change), sizes(change));
         return Ok(());
     };
     let difference = similar::TextDiff::from_lines(&old, &new);
@@ -186,13 +201,24 @@ async fn print_patch(
             "/dev/null".into()
         }
     };
-    print!(
-        "{}",
-        difference.unified_diff().context_radius(3).header(
+    let unified = difference
+        .unified_diff()
+        .context_radius(3)
+        .header(
             &label("a", change.before.is_some()),
-            &label("b", change.after.is_some())
+            &label("b", change.after.is_some()),
         )
-    );
+        .to_string();
+    for line in unified.split_inclusive('\n') {
+        let (text, end) = line.strip_suffix('\n').map_or((line, ""), |text| (text, "\n"));
+        let style = match line.as_bytes().first() {
+            Some(b'+') => ADDED,
+            Some(b'-') => REMOVED,
+            Some(b'@') => NAME,
+            _ => Style::new(),
+        };
+        print!("{}{end}", paint(style, text));
+    }
     Ok(())
 }
 
@@ -259,8 +285,8 @@ pub fn timeline(
             .map(|(commit, change)| {
                 vec![
                     time(commit.time),
-                    short(&commit.id).to_owned(),
-                    word(change).1.to_string(),
+                    paint(COMMIT, short(&commit.id)),
+                    letter(change),
                     sizes(change),
                     path(&of(change).path),
                 ]

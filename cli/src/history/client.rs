@@ -85,7 +85,10 @@ pub fn patient() -> ttrpc::context::Context {
 /// The keeper's.
 pub fn said<T>(answer: ttrpc::Result<T>) -> Result<T> {
     answer.map_err(|error| match error {
-        ttrpc::Error::RpcStatus(status) => anyhow!("{}", status.message),
+        ttrpc::Error::RpcStatus(status) => anyhow::Error::new(crate::exit::Refused {
+            code: status.code(),
+            message: status.message,
+        }),
         other => anyhow!("the keeper does not answer: {other}"),
     })
 }

@@ -12,7 +12,10 @@ use runtime_spec::config::Config;
 use serde_json::{Value, json};
 
 use super::client::{patient, said, version, with_keeper};
-use crate::table;
+use crate::{
+    table,
+    terminal::{COMMIT, NAME, paint},
+};
 
 /// A time in this machine's zone, to the millisecond where asked.
 pub fn time(nanos: i64) -> String {
@@ -90,14 +93,14 @@ pub fn log(config: &Config, from: &str, limit: u32, as_json: bool) -> Result<Exi
             let mut said = commit
                 .tags
                 .iter()
-                .map(|tag| format!("[{tag}]"))
+                .map(|tag| paint(NAME, &format!("[{tag}]")))
                 .collect::<Vec<_>>();
             if !commit.given_up.is_empty() {
                 said.push(format!("(content given up: {})", commit.given_up));
             }
             said.push(commit.message.clone());
             vec![
-                short(&commit.id).to_owned(),
+                paint(COMMIT, short(&commit.id)),
                 time(commit.time),
                 commit.reason.clone(),
                 commit.consistency.clone(),

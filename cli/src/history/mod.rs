@@ -4,6 +4,7 @@
 mod change;
 mod client;
 mod look;
+mod progress;
 mod store;
 
 use std::path::PathBuf;
@@ -184,6 +185,20 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+impl Command {
+    /// Whether what it prints may be longer than a screen, and is for people.
+    #[must_use]
+    pub fn is_paged(&self) -> bool {
+        match self {
+            Command::Log { json, .. }
+            | Command::Diff { json, .. }
+            | Command::Ls { json, .. }
+            | Command::Timeline { json, .. } => !json,
+            _ => false,
+        }
+    }
 }
 
 /// Going back.

@@ -13,6 +13,7 @@ use super::{
     Restore, change,
     client::{patient, said, version, with_keeper},
     look::{commit_json, path, resolve, short, time},
+    progress::long,
 };
 use crate::table;
 
@@ -44,7 +45,8 @@ pub fn commit(
             message: message.into(),
             ..api::CommitRequest::default()
         };
-        let made = said(client.commit(patient(), &request).await)?
+        let made = long(&client, async |context| client.commit(context, &request).await)
+            .await?
             .commit
             .unwrap_or_default();
         let Some(tag) = tag else { return Ok(made) };
@@ -100,13 +102,13 @@ pub fn restore(config: &Config, how: &Restore) -> Result<ExitCode> {
     };
     if how.cancel {
         with_keeper(config, async |client| {
-            said(client.restore(patient(), &request).await)
+            long(&client, async |context| client.restore(context, &request).await).await
         })?;
         println!("The next start of {} begins with what is there.", how.version);
         return Ok(ExitCode::SUCCESS);
     }
     let done = with_keeper(config, async |client| {
-        said(client.restore(patient(), &request).await)
+        long(&client, async |context| client.restore(context, &request).await).await
     })?;
     restored(&done, how.json)
 }
@@ -154,7 +156,7 @@ pub fn undo(config: &Config, state: &str, as_json: bool) -> Result<ExitCode> {
             version: MessageField::some(version(&format!("{}@{}", at.state, at.previous))),
             ..api::RestoreRequest::default()
         };
-        said(client.restore(patient(), &request).await)
+        long(&client, async |context| client.restore(context, &request).await).await
     })?;
     restored(&done, as_json)
 }
@@ -184,7 +186,7 @@ pub fn export(config: &Config, of: &str, to: &Path, below: &str) -> Result<ExitC
             to: to.to_str().context("the directory's name is not UTF-8")?.into(),
             ..api::ExportRequest::default()
         };
-        said(client.export(patient(), &request).await)
+        long(&client, async |context| client.export(context, &request).await).await
     })?;
     println!(
         "{} entries, {}, in {}",
@@ -202,7 +204,7 @@ pub fn verify(config: &Config, percent: u32, as_json: bool) -> Result<ExitCode> 
             percent,
             ..api::VerifyRequest::default()
         };
-        said(client.verify(patient(), &request).await)
+        long(&client, async |context| client.verify(context, &request).await).await
     })?;
     let well = done.problems.is_empty();
     if as_json {
@@ -234,7 +236,7 @@ pub fn verify(config: &Config, percent: u32, as_json: bool) -> Result<ExitCode> 
     Ok(if well {
         ExitCode::SUCCESS
     } else {
-        ExitCode::FAILURE
+        ExitCode::from(crate::exit::PROBLEMS)
     })
 }
 
@@ -245,7 +247,7 @@ pub fn gc(config: &Config, dry_run: bool, as_json: bool) -> Result<ExitCode> {
             dry_run,
             ..api::GcRequest::default()
         };
-        said(client.gc(patient(), &request).await)
+        long(&client, async |context| client.gc(context, &request).await).await
     })?;
     if as_json {
         let value = json!({
@@ -340,7 +342,7 @@ pub fn forget(config: &Config, state: &str, yes: bool, erase: bool) -> Result<Ex
             erase,
             ..api::ForgetRequest::default()
         };
-        said(client.forget(patient(), &request).await)
+        long(&client, async |context| client.forget(context, &request).await).await
     })?;
     println!("Forgot the history of {state}.");
     if erase {

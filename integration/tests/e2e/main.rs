@@ -9,6 +9,7 @@ mod history;
 mod keeps;
 mod kills;
 mod parity;
+mod people;
 mod pods;
 
 use std::{process::ExitCode, sync::Arc};
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         databases::TESTS,
         cri::TESTS,
         history::TESTS,
+        people::TESTS,
         bad_input::TESTS,
     ]
     .concat();

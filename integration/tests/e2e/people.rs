@@ -1,0 +1,254 @@
+//! The command line, as people and scripts meet it.
+
+use std::{
+    fs,
+    io::Read,
+    path::Path,
+    process::{Child, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use integration::{
+    Daemon, OURS,
+    daemon::{Ran, run},
+    history::Keeper,
+    wait::until,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::Test;
+
+pub const TESTS: &[(&str, Test)] = &[
+    ("people::terminals_and_pipes", terminals_and_pipes),
+    (
+        "people::an_interrupt_leaves_nothing_half_done",
+        an_interrupt_leaves_nothing_half_done,
+    ),
+];
+
+/// The `diffkeeper` beside the shim.
+fn program(d: &Daemon) -> Result<String> {
+    let shim = fs::canonicalize(d.folder().join("bin/containerd-shim-diffkeeper-v1"))?;
+    Ok(shim.with_file_name("diffkeeper").to_string_lossy().into_owned())
+}
+
+/// A container that writes something and lives on.
+fn start(d: &Daemon, name: &str, script: &str) -> Result<()> {
+    let image = d.import("busybox")?;
+    let script = format!("{script}; sleep 1000");
+    d.ctr(&["run", "-d", "--runtime", OURS, &image, name, "sh", "-c", &script])?
+        .ok()?;
+    Ok(())
+}
+
+fn said(d: &Daemon, args: &[&str]) -> Result<String> {
+    Ok(d.diffkeeper(args)?.ok()?.trim_end().to_owned())
+}
+
+/// The same, with a terminal to print on.
+fn on_a_terminal(d: &Daemon, env: &[(&str, &str)], args: &[&str]) -> Result<Ran> {
+    let line = format!("{} {}", program(d)?, args.join(" "));
+    let mut command = d.command("script", &["-qec", &line, "/dev/null"]);
+    command
+        .env("TERM", "xterm")
+        .env("PAGER", "cat")
+        .env_remove("NO_COLOR");
+    command.envs(env.iter().copied());
+    run(&mut command)
+}
+
+fn terminals_and_pipes(d: &Daemon) -> Result<()> {
+    let _keeper = Keeper::start(d, "interval = \"off\"")?;
+    start(d, "screen", "echo one > /data")?;
+    until("the file", Duration::from_secs(10), || {
+        d.upper("screen").join("data").exists()
+    })?;
+    said(d, &["commit", "screen", "-m", "first", "--tag", "good"])?;
+    let colour = "\u{1b}[33m";
+    let log = ["log", "screen"];
+
+    // A terminal has colours, unless somebody does not want them; a pipe has none, unless somebody does.
+    ensure!(on_a_terminal(d, &[], &log)?.ok()?.contains(colour));
+    ensure!(
+        !on_a_terminal(d, &[("NO_COLOR", "1")], &log)?
+            .ok()?
+            .contains('\u{1b}')
+    );
+    ensure!(
+        !on_a_terminal(d, &[("TERM", "dumb")], &log)?
+            .ok()?
+            .contains('\u{1b}')
+    );
+    ensure!(
+        !on_a_terminal(d, &[], &["--color=never", "log", "screen"])?
+            .ok()?
+            .contains('\u{1b}')
+    );
+    ensure!(!said(d, &log)?.contains('\u{1b}'));
+    ensure!(said(d, &["log", "screen", "--color", "always"])?.contains(colour));
+    // Columns stay in line all the same.
+    let plain = said(d, &log)?;
+    let painted = said(d, &["log", "screen", "--color", "always"])?;
+    ensure!(anstream_free(&painted) == plain, "{painted}\n{plain}");
+
+    // A pager for what people read on a terminal, and for nothing else.
+    let pager = [("PAGER", "sed s/^/page:/")];
+    for args in [
+        vec!["log", "screen"],
+        vec!["timeline", "screen"],
+        vec!["ls", "screen"],
+        vec!["diff", "screen@good"],
+    ] {
+        let text = on_a_terminal(d, &pager, &args)?.ok()?;
+        ensure!(text.contains("page:"), "{args:?}: {text}");
+    }
+    for args in [
+        vec!["log", "screen", "--json"],
+        vec!["log", "screen", "--no-pager"],
+        vec!["show", "screen"],
+    ] {
+        let text = on_a_terminal(d, &pager, &args)?.ok()?;
+        ensure!(
+            text.contains("first") && !text.contains("page:"),
+            "{args:?}: {text}"
+        );
+    }
+    // One that is not there, and one that is left at once.
+    ensure!(on_a_terminal(d, &[("PAGER", "")], &log)?.ok()?.contains("first"));
+    let left = on_a_terminal(d, &[("PAGER", "true")], &log)?;
+    ensure!(!left.out.contains("panic"), "{left:?}");
+    // Whoever reads only the beginning ends it quietly.
+    let line = format!(
+        "{} log screen | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}",
+        program(d)?
+    );
+    let ended = run(&mut d.command("bash", &["-c", &line]))?;
+    ensure!(
+        matches!(ended.out.trim(), "0" | "141") && ended.err.is_empty(),
+        "{ended:?}"
+    );
+    // Errors are not pages.
+    let wrong = on_a_terminal(d, &pager, &["log", "nobody"])?;
+    ensure!(
+        wrong.status != 0 && wrong.out.contains("no state nobody") && !wrong.out.contains("page:"),
+        "{wrong:?}"
+    );
+    d.forget("screen")
+}
+
+/// A text without its colours.
+fn anstream_free(text: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("\u{1b}[") {
+        plain.push_str(before);
+        rest = after.split_once('m').map_or("", |(_, rest)| rest);
+    }
+    plain + rest
+}
+
+/// `diffkeeper`, begun; what it says is read later.
+fn begin(d: &Daemon, args: &[&str]) -> Result<Child> {
+    d.direct(&program(d)?, args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start diffkeeper")
+}
+
+fn ended(child: &mut Child) -> Result<ExitStatus> {
+    let ended = until("its end", Duration::from_secs(60), || {
+        matches!(child.try_wait(), Ok(Some(_)))
+    });
+    if ended.is_err() {
+        child.kill()?;
+    }
+    ended?;
+    Ok(child.wait()?)
+}
+
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    Ok(kill(Pid::from_raw(i32::try_from(pid)?), signal)?)
+}
+
+/// Waits until a process has connected to the keeper, and a call is on its way.
+fn connected(socket: &Path, pid: u32) -> Result<()> {
+    until("the call", Duration::from_secs(20), || {
+        let handles = |signal: u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+            caught
+                .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+                .is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+        };
+        socket.exists() && handles(2)
+    })
+}
+
+fn an_interrupt_leaves_nothing_half_done(d: &Daemon) -> Result<()> {
+    let keeper = Keeper::start(d, "interval = \"off\"")?;
+    start(d, "halt", "head -c 100000000 /dev/urandom > /big; touch /ready")?;
+    until("the file", Duration::from_secs(20), || {
+        d.upper("halt").join("ready").exists()
+    })?;
+    said(d, &["commit", "halt", "--tag", "good"])?;
+
+    // Twice Ctrl-C: it is left to the keeper, which goes on when it can.
+    let to = d.folder().join("left-to-the-keeper");
+    let args = ["export", "halt@good", &to.to_string_lossy()];
+    signal(keeper.pid(), Signal::SIGSTOP)?;
+    let mut child = begin(d, &args)?;
+    connected(&keeper.socket(), child.id())?;
+    let mut err = child.stderr.take().context("its standard error")?;
+    signal(child.id(), Signal::SIGINT)?;
+    let mut said_first = [0; 8];
+    err.read_exact(&mut said_first)?;
+    ensure!(&said_first == b"stopping", "{said_first:?}");
+    signal(child.id(), Signal::SIGINT)?;
+    let status = ended(&mut child)?;
+    let mut rest = String::new();
+    err.read_to_string(&mut rest)?;
+    signal(keeper.pid(), Signal::SIGCONT)?;
+    ensure!(
+        status.code() == Some(130) && rest.contains("the keeper goes on"),
+        "{status} {rest}"
+    );
+    // All of it or nothing, in the end.
+    let size = || fs::metadata(to.join("big")).map_or(0, |meta| meta.len());
+    until("all or nothing", Duration::from_secs(60), || {
+        let nothing = fs::read_dir(&to).map_or(true, |mut dir| dir.next().is_none());
+        (nothing || size() == 100_000_000) && said(d, &["stats"]).is_ok()
+    })?;
+
+    // Once: it ends, and clears away what it had made.
+    for (n, attempt) in ["a", "b", "c"].iter().enumerate() {
+        let to = d.folder().join(format!("stopped-{attempt}"));
+        signal(keeper.pid(), Signal::SIGSTOP)?;
+        let mut child = begin(d, &["export", "halt@good", &to.to_string_lossy()])?;
+        connected(&keeper.socket(), child.id())?;
+        signal(child.id(), Signal::SIGINT)?;
+        // The wish to stop is on its way when this is said, or a moment later.
+        let mut err = child.stderr.take().context("its standard error")?;
+        err.read_exact(&mut said_first)?;
+        std::thread::sleep(Duration::from_millis(100 * n as u64));
+        signal(keeper.pid(), Signal::SIGCONT)?;
+        let status = ended(&mut child)?;
+        let whole = fs::metadata(to.join("big")).is_ok_and(|meta| meta.len() == 100_000_000);
+        let nothing = fs::read_dir(&to).map_or(true, |mut dir| dir.next().is_none());
+        ensure!(
+            match status.code() {
+                Some(0) => whole,
+                Some(130) => nothing,
+                _ => false,
+            },
+            "{status}, whole: {whole}, nothing: {nothing}"
+        );
+    }
+    ensure!(said(d, &["verify"])?.contains("all is well"));
+    d.forget("halt")
+}
