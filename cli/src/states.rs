@@ -3,7 +3,7 @@
 use std::{
     io::{IsTerminal, Write},
     process::ExitCode,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +14,7 @@ use runtime_spec::{
 };
 use serde_json::json;
 
-use crate::table;
+use crate::{history, table};
 
 fn open(config: &Config) -> Result<Node> {
     Node::open(&config.root).context("the live trees are root's: run this as root?")
@@ -24,20 +24,25 @@ fn seconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Lists every state.
+/// Lists every state: those with a live tree, then those of which only a history is left.
 pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
     let node = open(config)?;
     let now = SystemTime::now();
+    let histories = history::histories(config);
+    let mut orphans = histories.unwrap_or_default();
     let mut rows = Vec::new();
     let mut objects = Vec::new();
+    let unused = || "-".to_owned();
     for info in node.states()? {
         let size = info.size()?;
         let last_used = info.last_used();
         let expires = info.expires_at();
         let chosen = info.record.as_ref().map(|r| r.chosen);
+        let history = orphans.remove(&info.name.to_string());
         if as_json {
             objects.push(json!({
                 "name": info.name.to_string(),
+                "live": true,
                 "bytes": size.allocated,
                 "apparent_bytes": size.apparent,
                 "entries": size.entries,
@@ -51,21 +56,24 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
                 "roots": info.roots().iter().map(|(root, mounted)| json!({
                     "path": root.destination().to_string_lossy(), "kind": root.kind(), "mounted": mounted,
                 })).collect::<Vec<_>>(),
+                "commits": history.as_ref().map(|history| history.commits),
+                "newest_commit_ns": history.as_ref().map(|history| history.newest),
             }));
         } else {
-            let unused = "-".to_owned();
-            rows.push(vec![
+            let mut row = vec![
                 info.name.to_string(),
                 table::bytes(size.allocated),
-                last_used.map_or_else(|| unused.clone(), |at| table::relative(at, now)),
+                last_used.map_or_else(unused, |at| table::relative(at, now)),
                 info.in_use_by
                     .as_ref()
-                    .map_or_else(|| unused.clone(), |h| h.container_id.clone()),
+                    .map_or_else(unused, |h| h.container_id.clone()),
                 chosen
                     .map_or("?", |c| if c { "chosen" } else { "generated" })
                     .to_owned(),
                 expires.map_or_else(|| "never".to_owned(), |at| table::relative(at, now)),
-            ]);
+            ];
+            row.extend(told(history.as_ref(), now));
+            rows.push(row);
             // What the last life did not mount is still there, and still takes room.
             for (root, _) in info.roots().iter().filter(|(_, mounted)| !mounted) {
                 let told = format!(
@@ -77,17 +85,55 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
             }
         }
     }
+    for (name, history) in orphans {
+        if as_json {
+            objects.push(json!({
+                "name": name, "live": false, "bytes": 0, "apparent_bytes": 0, "entries": 0, "last_used": null,
+                "in_use_by": null, "name_chosen": null, "expires": null, "failed_starts": null, "roots": [],
+                "commits": history.commits, "newest_commit_ns": history.newest,
+            }));
+        } else {
+            let mut row = vec![
+                name,
+                "no live tree".into(),
+                unused(),
+                unused(),
+                unused(),
+                unused(),
+            ];
+            row.extend(told(Some(&history), now));
+            rows.push(row);
+        }
+    }
     if as_json {
         println!("{}", serde_json::to_string_pretty(&objects)?);
     } else if rows.is_empty() {
         println!("Nothing is kept yet. Run a container with --runtime io.containerd.diffkeeper.v1");
     } else {
         table::print(
-            &["STATE", "SIZE", "LAST USED", "IN USE BY", "NAME", "EXPIRES"],
+            &[
+                "STATE",
+                "SIZE",
+                "LAST USED",
+                "IN USE BY",
+                "NAME",
+                "EXPIRES",
+                "COMMITS",
+                "NEWEST",
+            ],
             &rows,
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How many commits, and when the newest was made.
+fn told(history: Option<&history::History>, now: SystemTime) -> [String; 2] {
+    let Some(history) = history else {
+        return ["-".to_owned(), "-".to_owned()];
+    };
+    let newest = UNIX_EPOCH + Duration::from_nanos(history.newest.max(0).unsigned_abs());
+    [history.commits.to_string(), table::relative(newest, now)]
 }
 
 /// The state that this end of a name means.

@@ -116,7 +116,7 @@ impl Drop for Pager {
 /// A reader of the output that goes away (`| head`, a pager that is left) ends the program, as it ends others.
 pub fn end_with_the_reader() {
     #[allow(unsafe_code)]
-    // SAFETY: no handler runs; sockets of Rust's library never raise the signal.
+    // SAFETY: no handler runs. Rust writes to sockets with MSG_NOSIGNAL: a keeper that dies is an error.
     let _ = unsafe {
         nix::sys::signal::signal(
             nix::sys::signal::Signal::SIGPIPE,

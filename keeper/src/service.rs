@@ -175,12 +175,14 @@ fn commit(keeper: &Keeper, recorded: &Recorded) -> Result<api::Commit> {
             .next()
             .unwrap_or_default();
     }
-    Ok(message(recorded, tags, given_up))
+    Ok(message(keeper, recorded, tags, given_up))
 }
 
-fn message(recorded: &Recorded, tags: Vec<String>, given_up: String) -> api::Commit {
+fn message(keeper: &Keeper, recorded: &Recorded, tags: Vec<String>, given_up: String) -> api::Commit {
     let of = &recorded.commit;
     let (consistency, reason) = words(of);
+    let origin = store::Id::from_slice(&of.origin);
+    let origin = origin.and_then(|id| keeper.store().commit(id).ok());
     let hex = |bytes: &[u8]| {
         store::Id::from_slice(bytes)
             .map(|id| id.to_string())
@@ -192,6 +194,7 @@ fn message(recorded: &Recorded, tags: Vec<String>, given_up: String) -> api::Com
         sequence: of.sequence,
         previous: hex(&of.previous),
         origin: hex(&of.origin),
+        origin_state: origin.map(|origin| origin.commit.state).unwrap_or_default(),
         tree: hex(&of.tree),
         time: of.time,
         node: of.node.clone(),
@@ -274,6 +277,7 @@ fn log(keeper: &Keeper, known: &Known, from: u64, limit: usize) -> Result<api::L
         let named = tags.iter().filter(|(_, id)| *id == recorded.id);
         let rule = gone.iter().find(|gone| gone.sequence == recorded.commit.sequence);
         response.commits.push(message(
+            keeper,
             &recorded,
             named.map(|(tag, _)| tag.clone()).collect(),
             rule.map(|gone| gone.rule.clone()).unwrap_or_default(),

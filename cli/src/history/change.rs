@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anstyle::Style;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use keeper_api::keeper::{keeper as api, keeper_ttrpc::KeeperClient};
 use protobuf::MessageField;
 use runtime_spec::config::Config;
@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::{
     client::{patient, said, with_keeper},
+    log::moment,
     look::{entry_json, path, read, resolve, short, time},
 };
 use crate::{
@@ -227,20 +228,11 @@ pub fn timeline(
     config: &Config,
     state: &str,
     glob: Option<&str>,
-    since: Option<&str>,
+    (since, until): (Option<&str>, Option<&str>),
     as_json: bool,
 ) -> Result<ExitCode> {
-    let oldest = match since {
-        Some(text) => {
-            let age = runtime_spec::duration::parse(text)
-                .context("--since expects a duration such as 10m or 2h")?;
-            let now = jiff::Timestamp::now().as_nanosecond();
-            i64::try_from(now)
-                .unwrap_or(i64::MAX)
-                .saturating_sub(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX))
-        }
-        None => i64::MIN,
-    };
+    let oldest = since.map_or(Ok(i64::MIN), |text| moment(text, false))?;
+    let newest = until.map_or(Ok(i64::MAX), |text| moment(text, true))?;
     let mut lines = Vec::new();
     with_keeper(config, async |client| {
         let mut after = resolve(&client, state).await?;
@@ -250,8 +242,10 @@ pub fn timeline(
             if !before.given_up.is_empty() {
                 break;
             }
-            let found = changes(&client, &before, &after).await?;
-            lines.push((after, found));
+            if after.time <= newest {
+                let found = changes(&client, &before, &after).await?;
+                lines.push((after, found));
+            }
             after = before;
         }
         Ok(())

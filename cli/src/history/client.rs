@@ -1,6 +1,6 @@
 //! The keeper that answers: the one that runs, or, where none does, one in this process for as long as the command takes.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use keeper::{Keeper, service::Service};
@@ -64,6 +64,64 @@ pub fn stop_keeper(config: &Config) -> Result<()> {
         Ok::<_, anyhow::Error>(said(answer)?.pid)
     })?;
     Ok(keeper::detach::stop(pid)?)
+}
+
+/// How long a keeper may take to say which histories there are, where that is not what was asked for.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// What is known of a state's history.
+pub struct History {
+    /// How many commits it has.
+    pub commits: u64,
+    /// When the newest was made, nanoseconds since 1970.
+    pub newest: i64,
+}
+
+/// Every history, by its state's name: from the keeper that runs, or from the store where none does and nothing else has
+/// it open. None where neither tells at once.
+#[must_use]
+pub fn histories(config: &Config) -> Option<BTreeMap<String, History>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .ok()?;
+    let asked = runtime.block_on(async {
+        let ask = async {
+            let client = connect(&config.keeper).await?;
+            Some(client.states(patient(), &api::StatesRequest::default()).await)
+        };
+        tokio::time::timeout(AT_ONCE, ask).await
+    });
+    runtime.shutdown_background();
+    match asked {
+        Ok(Some(said)) => {
+            let states = said.ok()?.states.into_iter().filter(|state| state.commits > 0);
+            let history = |state: api::State| {
+                let (commits, newest) = (state.commits, state.head.get_or_default().time);
+                (state.name, History { commits, newest })
+            };
+            Some(states.map(history).collect())
+        }
+        // A keeper that runs and does not answer has the store.
+        Err(_) => None,
+        Ok(None) => in_the_store(config),
+    }
+}
+
+fn in_the_store(config: &Config) -> Option<BTreeMap<String, History>> {
+    let dir = config.history.store.clone();
+    if !dir.unwrap_or_else(|| config.root.join("store")).is_dir() {
+        return None;
+    }
+    let keeper = Keeper::open(config).ok()?;
+    let mut found = BTreeMap::new();
+    for known in keeper.store().states().ok()? {
+        if let Some((id, commits)) = known.head {
+            let newest = keeper.store().commit(id).ok()?.commit.time;
+            found.insert(known.name, History { commits, newest });
+        }
+    }
+    Some(found)
 }
 
 async fn connect(socket: &Path) -> Option<KeeperClient> {

@@ -12,10 +12,7 @@ use runtime_spec::config::Config;
 use serde_json::{Value, json};
 
 use super::client::{patient, said, version, with_keeper};
-use crate::{
-    table,
-    terminal::{COMMIT, NAME, paint},
-};
+use crate::table;
 
 /// A time in this machine's zone, to the millisecond where asked.
 pub fn time(nanos: i64) -> String {
@@ -37,6 +34,7 @@ pub fn commit_json(commit: &api::Commit) -> Value {
         "time_ns": commit.time,
         "previous": some(&commit.previous),
         "origin": some(&commit.origin),
+        "origin_state": some(&commit.origin_state),
         "tree": commit.tree,
         "node": commit.node,
         "image": some(&commit.image),
@@ -56,65 +54,6 @@ pub fn commit_json(commit: &api::Commit) -> Value {
 /// The first digits of a commit's name.
 pub fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
-}
-
-/// Lists commits.
-pub fn log(config: &Config, from: &str, limit: u32, as_json: bool) -> Result<ExitCode> {
-    let (mut commits, mut more) = (Vec::new(), false);
-    with_keeper(config, async |client| {
-        let mut request = api::LogRequest {
-            from: MessageField::some(version(from)),
-            ..api::LogRequest::default()
-        };
-        while commits.len() < limit as usize {
-            request.limit = limit - u32::try_from(commits.len()).unwrap_or(limit);
-            let response = said(client.log(patient(), &request).await)?;
-            commits.extend(response.commits);
-            more = response.more;
-            let Some(last) = commits.last().filter(|_| more) else {
-                break;
-            };
-            request.from = MessageField::some(api::Version {
-                state: last.state.clone(),
-                version: last.previous.clone(),
-                ..api::Version::default()
-            });
-        }
-        Ok(())
-    })?;
-    if as_json {
-        let all: Vec<Value> = commits.iter().map(commit_json).collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let rows: Vec<Vec<String>> = commits
-        .iter()
-        .map(|commit| {
-            let mut said = commit
-                .tags
-                .iter()
-                .map(|tag| paint(NAME, &format!("[{tag}]")))
-                .collect::<Vec<_>>();
-            if !commit.given_up.is_empty() {
-                said.push(format!("(content given up: {})", commit.given_up));
-            }
-            said.push(commit.message.clone());
-            vec![
-                paint(COMMIT, short(&commit.id)),
-                time(commit.time),
-                commit.reason.clone(),
-                commit.consistency.clone(),
-                commit.changed.to_string(),
-                table::bytes(commit.written),
-                said.join(" ").trim().to_owned(),
-            ]
-        })
-        .collect();
-    table::print(&["COMMIT", "TIME", "WHY", "HOW", "CHANGED", "ADDED", ""], &rows);
-    if more {
-        eprintln!("(there are older ones: --limit)");
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The commit that a version means.
@@ -167,7 +106,13 @@ pub fn show(config: &Config, of: &str, as_json: bool) -> Result<ExitCode> {
     line("node", &commit.node);
     line("image", &commit.image);
     line("previous", &commit.previous);
-    line("origin", &commit.origin);
+    line(
+        "origin",
+        &match commit.origin_state.as_str() {
+            "" => commit.origin.clone(),
+            state => format!("{state}@{}", commit.origin),
+        },
+    );
     line("tree", &commit.tree);
     line(
         "entries",

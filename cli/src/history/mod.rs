@@ -3,6 +3,8 @@
 
 mod change;
 mod client;
+mod graph;
+mod log;
 mod look;
 mod progress;
 mod store;
@@ -16,16 +18,7 @@ use clap::{Args, Subcommand};
 #[derive(Subcommand)]
 pub enum Command {
     /// List a state's commits, newest first
-    Log {
-        /// The state, or a version to begin with: web, web@-1h
-        version: String,
-        /// At most so many
-        #[arg(long, short = 'n', default_value_t = 20)]
-        limit: u32,
-        /// Print JSON, one array of objects
-        #[arg(long)]
-        json: bool,
-    },
+    Log(log::Log),
     /// Show one commit: when, why, what it stood on, what it changed
     Show {
         /// The version
@@ -77,9 +70,12 @@ pub enum Command {
         /// Only paths like this: '/var/lib/*.conf' (* is anything, ? one character)
         #[arg(long)]
         path: Option<String>,
-        /// Only what is younger than this: 10m, 2h
+        /// Only what is younger than this, or changed since then: 10m, '2026-11-20 19:02'
         #[arg(long)]
         since: Option<String>,
+        /// Only what is older than this, or changed until then
+        #[arg(long)]
+        until: Option<String>,
         /// Print JSON, one array of objects
         #[arg(long)]
         json: bool,
@@ -192,10 +188,8 @@ impl Command {
     #[must_use]
     pub fn is_paged(&self) -> bool {
         match self {
-            Command::Log { json, .. }
-            | Command::Diff { json, .. }
-            | Command::Ls { json, .. }
-            | Command::Timeline { json, .. } => !json,
+            Command::Log(how) => !how.json,
+            Command::Diff { json, .. } | Command::Ls { json, .. } | Command::Timeline { json, .. } => !json,
             _ => false,
         }
     }
@@ -234,7 +228,10 @@ fn percent(text: &str) -> Result<u32, String> {
     Ok(number)
 }
 
-pub use self::{client::stop_keeper, store::forget};
+pub use self::{
+    client::{History, histories, stop_keeper},
+    store::forget,
+};
 
 /// Does what a command says.
 ///
@@ -245,7 +242,7 @@ pub fn run(
     command: &Command,
 ) -> anyhow::Result<std::process::ExitCode> {
     match command {
-        Command::Log { version, limit, json } => look::log(config, version, *limit, *json),
+        Command::Log(how) => log::log(config, how),
         Command::Show { version, json } => look::show(config, version, *json),
         Command::Diff {
             before,
@@ -265,8 +262,12 @@ pub fn run(
             state,
             path,
             since,
+            until,
             json,
-        } => change::timeline(config, state, path.as_deref(), since.as_deref(), *json),
+        } => {
+            let span = (since.as_deref(), until.as_deref());
+            change::timeline(config, state, path.as_deref(), span, *json)
+        }
         Command::Commit {
             state,
             message,

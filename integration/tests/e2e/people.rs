@@ -24,6 +24,7 @@ use crate::Test;
 
 pub const TESTS: &[(&str, Test)] = &[
     ("people::terminals_and_pipes", terminals_and_pipes),
+    ("people::the_past_is_drawn", the_past_is_drawn),
     (
         "people::an_interrupt_leaves_nothing_half_done",
         an_interrupt_leaves_nothing_half_done,
@@ -93,7 +94,7 @@ fn terminals_and_pipes(d: &Daemon) -> Result<()> {
     // Columns stay in line all the same.
     let plain = said(d, &log)?;
     let painted = said(d, &["log", "screen", "--color", "always"])?;
-    ensure!(anstream_free(&painted) == plain, "{painted}\n{plain}");
+    ensure!(without_colours(&painted) == plain, "{painted}\n{plain}");
 
     // A pager for what people read on a terminal, and for nothing else.
     let pager = [("PAGER", "sed s/^/page:/")];
@@ -140,8 +141,147 @@ fn terminals_and_pipes(d: &Daemon) -> Result<()> {
     d.forget("screen")
 }
 
+/// The first column of `log --graph`, and the reason of the commit beside it.
+fn graph(d: &Daemon, state: &str) -> Result<Vec<String>> {
+    let text = said(d, &["log", state, "--graph"])?;
+    let mut lines = Vec::new();
+    for line in text.lines().skip(1) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let at = words.iter().position(|word| word.contains(':'));
+        let reason = at.and_then(|at| words.get(at + 1)).copied().unwrap_or_default();
+        let drawn = line.split("  ").next().unwrap_or_default().trim();
+        lines.push(format!("{drawn} {reason}").trim().to_owned());
+    }
+    Ok(lines)
+}
+
+fn the_past_is_drawn(d: &Daemon) -> Result<()> {
+    let keeper = Keeper::start(d, "interval = \"off\"")?;
+    let image = d.import("busybox")?;
+    let run = |script: &str| {
+        let line = [
+            "run",
+            "--rm",
+            "--runtime",
+            OURS,
+            &image,
+            "drawn",
+            "sh",
+            "-c",
+            script,
+        ];
+        d.ctr(&line)?.ok()
+    };
+    run("echo one > /data")?;
+    said(d, &["commit", "drawn", "--tag", "one"])?;
+    run("echo two > /data; head -c 5000 /dev/urandom > /more")?;
+    said(d, &["commit", "drawn", "--tag", "two"])?;
+    said(d, &["restore", "drawn@one"])?;
+    said(d, &["fork", "drawn@two", "drawn-2"])?;
+    let reasons: Vec<String> = ["* restore", "├─╮", "* │ manual"].map(Into::into).into();
+    let drawn = graph(d, "drawn")?;
+    ensure!(drawn.starts_with(&reasons), "{drawn:?}");
+    let origin = drawn.iter().position(|line| line == "├─╯");
+    ensure!(
+        origin
+            .and_then(|n| drawn.get(n + 1))
+            .is_some_and(|line| line == "* manual"),
+        "{drawn:?}"
+    );
+    let drawn = said(d, &["log", "drawn-2", "--graph"])?;
+    let last = drawn.lines().last().unwrap_or_default();
+    ensure!(last.contains("╰─o") && last.contains("/drawn [two]"), "{drawn}");
+    let fork: serde_json::Value = serde_json::from_str(&said(d, &["show", "drawn-2", "--json"])?)?;
+    ensure!(
+        fork["origin_state"]
+            .as_str()
+            .is_some_and(|state| state.ends_with("/drawn")),
+        "{fork}"
+    );
+
+    // What each cost.
+    let verbose = said(d, &["log", "drawn", "--verbose"])?;
+    let heading = verbose.lines().next().unwrap_or_default();
+    for word in ["PAUSE", "READ", "WRITTEN", "HOW", "WHY"] {
+        ensure!(heading.contains(word), "{heading}");
+    }
+    ensure!(
+        verbose
+            .lines()
+            .any(|line| line.contains("[two]") && line.contains("KiB")),
+        "{verbose}"
+    );
+
+    // A span of time, by either end.
+    let two: serde_json::Value = serde_json::from_str(&said(d, &["show", "drawn@two", "--json"])?)?;
+    let at = two["time_ns"].as_i64().context("its time")?;
+    let until = format!("{}.{:09}Z", utc(at / 1_000_000_000), at % 1_000_000_000);
+    let younger = said(d, &["log", "drawn", "--since", &until])?;
+    ensure!(
+        younger.contains("restore") && younger.contains("[two]") && !younger.contains("[one]"),
+        "{younger}"
+    );
+    let older = said(d, &["log", "drawn", "--until", &until])?;
+    ensure!(
+        !older.contains("restore") && older.contains("[two]") && older.contains("[one]"),
+        "{older}"
+    );
+    ensure!(!said(d, &["timeline", "drawn", "--until", &until])?.contains("restore"));
+    ensure!(
+        said(d, &["log", "drawn", "--since", "1h", "-n", "1"])?
+            .lines()
+            .count()
+            == 2
+    );
+    ensure!(d.diffkeeper(&["log", "drawn", "--since", "noon"])?.status == 1);
+
+    // `states` knows the histories: from the keeper, from the store, and without either.
+    let listed =
+        || -> Result<Vec<serde_json::Value>> { Ok(serde_json::from_str(&said(d, &["states", "--json"])?)?) };
+    let of = |name: &str| -> Result<Option<serde_json::Value>> {
+        let mut found = listed()?.into_iter();
+        Ok(found.find(|state| state["name"].as_str().is_some_and(|all| all.ends_with(name))))
+    };
+    let with_keeper = of("/drawn")?.context("the state")?;
+    let commits = with_keeper["commits"].as_u64().context("its commits")?;
+    ensure!(
+        commits >= 3 && with_keeper["newest_commit_ns"].as_i64() > Some(at),
+        "{with_keeper}"
+    );
+    // A keeper that does not answer keeps nobody waiting for long.
+    signal(keeper.pid(), Signal::SIGSTOP)?;
+    let wedged = of("/drawn");
+    signal(keeper.pid(), Signal::SIGCONT)?;
+    ensure!(wedged?.context("the state")?["commits"].is_null());
+    keeper.stop()?;
+    let without = of("/drawn")?.context("the state")?;
+    ensure!(without["commits"].as_u64() == Some(commits), "{without}");
+    // What is left is listed, too.
+    said(d, &["rm", "drawn", "--yes"])?;
+    let left = of("/drawn")?.context("its history")?;
+    ensure!(
+        left["live"] == false && left["commits"].as_u64() == Some(commits),
+        "{left}"
+    );
+    ensure!(said(d, &["states"])?.contains("no live tree"));
+    said(d, &["rm", "drawn", "--yes", "--history"])?;
+    ensure!(of("/drawn")?.is_none());
+    said(d, &["rm", "drawn-2", "--yes", "--history"])?;
+    Ok(())
+}
+
+/// Seconds since 1970 as UTC, by the system's `date`.
+fn utc(seconds: i64) -> String {
+    let at = format!("@{seconds}");
+    let date = std::process::Command::new("date")
+        .args(["-u", "-d", &at, "+%Y-%m-%dT%H:%M:%S"])
+        .output();
+    date.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+        .unwrap_or_default()
+}
+
 /// A text without its colours.
-fn anstream_free(text: &str) -> String {
+fn without_colours(text: &str) -> String {
     let mut plain = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("\u{1b}[") {
