@@ -27,7 +27,12 @@ pub fn print(address: &Path, namespace: &str, container: &str) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-async fn ask(address: &Path, namespace: &str, container: &str) -> Result<(Option<String>, Option<String>)> {
+/// The reference and the digest of a container's image, as far as containerd knows them.
+pub async fn ask(
+    address: &Path,
+    namespace: &str,
+    container: &str,
+) -> Result<(Option<String>, Option<String>)> {
     let client = Client::from_path(address)
         .await
         .with_context(|| format!("connect to containerd at {}", address.display()))?;

@@ -1,6 +1,7 @@
 //! The node service: BlueShift makes commits of live trees, RedShift makes live trees of commits.
 
 mod again;
+pub mod archive;
 pub mod blueshift;
 pub mod detach;
 mod error;

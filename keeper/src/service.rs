@@ -23,6 +23,7 @@ use store::{
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
 
 use crate::{
+    archive::Form,
     error::{Context, Error, Result},
     keeper::{Keeper, Restore, words},
     progress::Progress,
@@ -624,6 +625,28 @@ impl Api for Service {
                 entries: progress.entries.load(Ordering::Relaxed),
                 bytes: progress.bytes.load(Ordering::Relaxed),
                 ..api::ExportResponse::default()
+            })
+        })
+        .await
+    }
+
+    async fn archive(
+        &self,
+        _: &TtrpcContext,
+        request: api::ArchiveRequest,
+    ) -> ttrpc::Result<api::ArchiveResponse> {
+        self.run(move |keeper| {
+            let (state, version) = said(&request.version);
+            let form = if request.layer { Form::Layer } else { Form::Plain };
+            let to = Path::new(&request.to);
+            let out = std::os::unix::net::UnixStream::connect(to).on("send the archive to", to)?;
+            let out = std::io::BufWriter::with_capacity(BYTES as usize, out);
+            let (recorded, packed) = keeper.archive(&state, &version, &request.path, form, out)?;
+            Ok(api::ArchiveResponse {
+                commit: MessageField::some(commit(keeper, &recorded)?),
+                entries: packed.entries,
+                bytes: packed.bytes,
+                ..api::ArchiveResponse::default()
             })
         })
         .await

@@ -19,7 +19,7 @@ use crate::{
     tree,
 };
 
-fn root() -> bool {
+pub(crate) fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         println!("skipped: needs root (owners, device nodes, trusted attributes)");
@@ -27,11 +27,11 @@ fn root() -> bool {
     root
 }
 
-fn store(dir: &Path) -> Store {
+pub(crate) fn store(dir: &Path) -> Store {
     Store::open(&dir.join("store"), Hash::Blake3).unwrap()
 }
 
-fn capture(
+pub(crate) fn capture(
     store: &Store,
     upper: &Path,
     freezer: Option<&dyn Freezer>,
@@ -60,7 +60,7 @@ fn capture(
     .unwrap()
 }
 
-fn materialise(store: &Store, recorded: &Recorded, to: &Path) {
+pub(crate) fn materialise(store: &Store, recorded: &Recorded, to: &Path) {
     let plan = Plan {
         domain: store.state("ctr/default/web").unwrap().unwrap().domain,
         tree: recorded.commit.tree_id().unwrap(),
@@ -73,7 +73,7 @@ fn materialise(store: &Store, recorded: &Recorded, to: &Path) {
 }
 
 /// Everything about a tree that must come back, one line an entry.
-fn listing(top: &Path) -> BTreeMap<Vec<u8>, String> {
+pub(crate) fn listing(top: &Path) -> BTreeMap<Vec<u8>, String> {
     let mut found = BTreeMap::new();
     tree::walk(
         top,
@@ -108,7 +108,7 @@ fn listing(top: &Path) -> BTreeMap<Vec<u8>, String> {
     found
 }
 
-fn same(a: &BTreeMap<Vec<u8>, String>, b: &BTreeMap<Vec<u8>, String>) {
+pub(crate) fn same(a: &BTreeMap<Vec<u8>, String>, b: &BTreeMap<Vec<u8>, String>) {
     let keys: std::collections::BTreeSet<&Vec<u8>> = a.keys().chain(b.keys()).collect();
     for key in keys {
         assert_eq!(a.get(key), b.get(key), "{}", key.escape_ascii());
@@ -116,7 +116,7 @@ fn same(a: &BTreeMap<Vec<u8>, String>, b: &BTreeMap<Vec<u8>, String>) {
 }
 
 /// A tree with everything that an overlay's upper can hold.
-fn everything(upper: &Path) {
+pub(crate) fn everything(upper: &Path) {
     fs::create_dir_all(upper.join("etc/app/empty")).unwrap();
     fs::write(upper.join("etc/app/conf"), b"key = value\n").unwrap();
     fs::write(upper.join("etc/app/none"), b"").unwrap();

@@ -16,6 +16,17 @@ const OTHERS: Duration = Duration::from_secs(5);
 /// # Errors
 /// A store that cannot be opened, and what `work` says.
 pub fn with_keeper<T>(config: &Config, work: impl AsyncFnOnce(KeeperClient) -> Result<T>) -> Result<T> {
+    with_keeper_at(config, async |client, _| work(client).await)
+}
+
+/// The same; `work` is also told of a directory that it and the keeper both see, and nobody else.
+///
+/// # Errors
+/// As [`with_keeper`].
+pub fn with_keeper_at<T>(
+    config: &Config,
+    work: impl AsyncFnOnce(KeeperClient, &Path) -> Result<T>,
+) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -24,7 +35,8 @@ pub fn with_keeper<T>(config: &Config, work: impl AsyncFnOnce(KeeperClient) -> R
         let since = std::time::Instant::now();
         let keeper = loop {
             if let Some(client) = connect(&config.keeper).await {
-                return work(client).await;
+                let at = config.keeper.parent().unwrap_or(Path::new("/"));
+                return work(client, at).await;
             }
             match Keeper::open(config) {
                 // A keeper that is just starting, or another command.
@@ -41,7 +53,7 @@ pub fn with_keeper<T>(config: &Config, work: impl AsyncFnOnce(KeeperClient) -> R
         let client = connect(&socket)
             .await
             .ok_or_else(|| anyhow!("the keeper in this process does not answer"))?;
-        work(client).await
+        work(client, dir.path()).await
     });
     runtime.shutdown_background();
     done

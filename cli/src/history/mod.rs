@@ -3,7 +3,9 @@
 
 mod change;
 mod client;
+mod export;
 mod graph;
+mod image;
 mod log;
 mod look;
 mod progress;
@@ -124,16 +126,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Put a version, or a part of it, into a directory
-    Export {
-        /// The version
-        version: String,
-        /// The directory; made where it is missing, else empty
-        to: PathBuf,
-        /// Only this path of the container
-        #[arg(long)]
-        path: Option<String>,
-    },
+    /// Take a version, or a part of it, out: into a directory, an archive, a layer or an image
+    Export(Box<export::Export>),
     /// Is everything in the store, and is it what it was?
     Verify {
         /// Read chunks too: all, or a share such as 5%
@@ -282,9 +276,7 @@ pub fn run(
         Command::Restore(restore) => store::restore(config, restore),
         Command::Undo { state, json } => store::undo(config, state, *json),
         Command::Fork { version, name, json } => store::fork(config, version, name, *json),
-        Command::Export { version, to, path } => {
-            store::export(config, version, to, path.as_deref().unwrap_or(""))
-        }
+        Command::Export(how) => export::run(config, how),
         Command::Verify { read_data, json } => store::verify(config, read_data.unwrap_or(0), *json),
         Command::Gc { dry_run, json } => store::gc(config, *dry_run, *json),
         Command::Audit { state, json } => store::audit(config, state, *json),

@@ -12,6 +12,7 @@ use store::tree::Proof;
 use super::{
     Restore, change,
     client::{patient, said, version, with_keeper},
+    export,
     look::{commit_json, path, resolve, short, time},
     progress::long,
 };
@@ -85,7 +86,7 @@ pub fn tag(config: &Config, of: &str, name: &str, delete: bool) -> Result<ExitCo
 /// Goes back.
 pub fn restore(config: &Config, how: &Restore) -> Result<ExitCode> {
     if let Some(to) = &how.to {
-        return export(config, &how.version, to, how.path.as_deref().unwrap_or(""));
+        return export::directory(config, &how.version, to, how.path.as_deref().unwrap_or(""));
     }
     if how.dry_run {
         let state = how
@@ -174,27 +175,6 @@ pub fn fork(config: &Config, of: &str, name: &str, as_json: bool) -> Result<Exit
             .unwrap_or_default())
     })?;
     told("made", &made, as_json)
-}
-
-/// Puts a version into a directory.
-pub fn export(config: &Config, of: &str, to: &Path, below: &str) -> Result<ExitCode> {
-    let to = std::path::absolute(to).with_context(|| format!("make {} absolute", to.display()))?;
-    let done = with_keeper(config, async |client| {
-        let request = api::ExportRequest {
-            version: MessageField::some(version(of)),
-            path: below.as_bytes().to_vec(),
-            to: to.to_str().context("the directory's name is not UTF-8")?.into(),
-            ..api::ExportRequest::default()
-        };
-        long(&client, async |context| client.export(context, &request).await).await
-    })?;
-    println!(
-        "{} entries, {}, in {}",
-        done.entries,
-        table::bytes(done.bytes),
-        to.display()
-    );
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Verifies the store.

@@ -5,6 +5,7 @@ mod bad_input;
 mod calls;
 mod cri;
 mod databases;
+mod export;
 mod history;
 mod keeps;
 mod kills;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         cri::TESTS,
         history::TESTS,
         people::TESTS,
+        export::TESTS,
         bad_input::TESTS,
     ]
     .concat();
