@@ -67,11 +67,7 @@ impl Keeper {
     /// A store in use, damaged or of a newer version; a disk that cannot hold it.
     pub fn open(config: &Config) -> Result<Keeper> {
         let node = Node::open(&config.root)?;
-        let dir = config
-            .history
-            .store
-            .clone()
-            .unwrap_or_else(|| config.root.join("store"));
+        let dir = store_of(config);
         let hash = if config.history.sha256 {
             Hash::Sha256
         } else {
@@ -175,19 +171,8 @@ impl Keeper {
         Ok((known, recorded))
     }
 
-    /// The dedup domain of a state: tenants neither learn of nor harm each other.
     fn domain(&self, name: &StateName) -> String {
-        if self.history.share {
-            return "node".into();
-        }
-        let name = name.to_string();
-        name.rsplit_once('/').map_or(name.clone(), |(above, _)| {
-            // Of Kubernetes the namespace; a pod is no tenant of its own.
-            match above.split('/').collect::<Vec<_>>().as_slice() {
-                ["k8s", namespace, ..] => format!("k8s/{namespace}"),
-                _ => above.to_owned(),
-            }
-        })
+        domain_of(self.history.share, &name.to_string())
     }
 
     /// Records a state's live tree; none where nothing has changed and no message asks for it.
@@ -331,7 +316,10 @@ impl Keeper {
             }
             (false, _) => self.store.resolve(&known, &parse_version(version)?)?,
         };
-        let target = self.store.with_content(target.id)?;
+        let target = match how.path {
+            Some(_) => self.store.with_content(target.id)?,
+            None => self.store.whole(target.id)?,
+        };
         let lease = match how.leased {
             true => None,
             false => match state.acquire(Holder::new("diffkeeper restore", "", Path::new("/")))? {
@@ -624,7 +612,7 @@ impl Keeper {
     /// A name that is taken, or of another dedup domain.
     pub fn fork(&self, said: &str, version: &str, name: &str, leased: bool) -> Result<Recorded> {
         let (known, target) = self.version(said, version)?;
-        let target = self.store.with_content(target.id)?;
+        let target = self.store.whole(target.id)?;
         let name = match known.name.rsplit_once('/') {
             Some((above, _)) if !name.contains('/') => format!("{above}/{name}"),
             _ => name.to_owned(),
@@ -692,7 +680,10 @@ impl Keeper {
     ) -> Result<()> {
         progress.begin("exporting");
         let (known, recorded) = self.version(said, version)?;
-        let recorded = self.store.with_content(recorded.id)?;
+        let recorded = match path {
+            b"" | b"/" => self.store.whole(recorded.id)?,
+            _ => self.store.with_content(recorded.id)?,
+        };
         if !to.is_absolute() {
             return Err(Error::Refused(format!(
                 "{} is not an absolute path",
@@ -845,6 +836,25 @@ fn empty(dir: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where the store of a node is.
+pub(crate) fn store_of(config: &Config) -> PathBuf {
+    let store = config.history.store.clone();
+    store.unwrap_or_else(|| config.root.join("store"))
+}
+
+/// The dedup domain of a state: tenants neither learn of nor harm each other.
+pub(crate) fn domain_of(share: bool, state: &str) -> String {
+    if share {
+        return "node".into();
+    }
+    match state.split('/').collect::<Vec<_>>().as_slice() {
+        // Of Kubernetes the namespace; a pod is no tenant of its own.
+        ["k8s", namespace, _, ..] => format!("k8s/{namespace}"),
+        [above @ .., _] if !above.is_empty() => above.join("/"),
+        _ => state.to_owned(),
+    }
 }
 
 struct Place {

@@ -10,6 +10,7 @@ pub mod keeper;
 pub mod metrics;
 pub mod progress;
 pub mod redshift;
+mod repair;
 pub mod serve;
 pub mod service;
 #[cfg(test)]
@@ -20,3 +21,4 @@ pub mod watch;
 pub use error::{Error, Result};
 pub use keeper::Keeper;
 pub use progress::Progress;
+pub use repair::rescue;

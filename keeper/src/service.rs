@@ -172,11 +172,19 @@ fn commit(keeper: &Keeper, recorded: &Recorded) -> Result<api::Commit> {
         let gone = keeper.store().tombstones(&known)?.into_iter();
         given_up = gone
             .filter(|gone| gone.sequence == recorded.commit.sequence)
-            .map(|gone| gone.rule)
+            .map(|gone| said_of(&gone))
             .next()
             .unwrap_or_default();
     }
     Ok(message(keeper, recorded, tags, given_up))
+}
+
+/// What of a commit is gone, and why.
+fn said_of(gone: &store::Tombstone) -> String {
+    match gone.gave_all_up() {
+        true => gone.rule.clone(),
+        false => format!("{}: {}", gone.rule, gone.what),
+    }
 }
 
 fn message(keeper: &Keeper, recorded: &Recorded, tags: Vec<String>, given_up: String) -> api::Commit {
@@ -281,7 +289,7 @@ fn log(keeper: &Keeper, known: &Known, from: u64, limit: usize) -> Result<api::L
             keeper,
             &recorded,
             named.map(|(tag, _)| tag.clone()).collect(),
-            rule.map(|gone| gone.rule.clone()).unwrap_or_default(),
+            rule.map(said_of).unwrap_or_default(),
         ));
         Ok(ControlFlow::Continue(()))
     })?;
@@ -708,11 +716,21 @@ impl Api for Service {
         .await
     }
 
+    async fn repair(
+        &self,
+        _: &TtrpcContext,
+        request: api::RepairRequest,
+    ) -> ttrpc::Result<api::RepairResponse> {
+        self.run(move |keeper| keeper.repair(&request)).await
+    }
+
     async fn audit(&self, _: &TtrpcContext, request: api::AuditRequest) -> ttrpc::Result<api::AuditResponse> {
         self.run(move |keeper| {
             let known = keeper.known(&request.state)?;
+            let audited = keeper.store().audit(&known)?;
             Ok(api::AuditResponse {
-                commits: keeper.store().audit(&known)?,
+                commits: audited.commits,
+                lost: audited.lost,
                 head: known.newest()?.to_string(),
                 given_up: keeper.store().tombstones(&known)?.len() as u64,
                 ..api::AuditResponse::default()

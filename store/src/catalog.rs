@@ -53,6 +53,15 @@ pub struct Place {
 impl Place {
     const LENGTH: usize = 17;
 
+    /// Of an object that a repair found nowhere. Packs are numbered from 1.
+    const LOST: Place = Place {
+        pack: 0,
+        at: 0,
+        stored: 0,
+        length: 0,
+        encoding: Encoding::Raw,
+    };
+
     fn write(&self) -> [u8; Place::LENGTH] {
         let mut row = [0; Place::LENGTH];
         let numbers = [self.pack, self.at, self.stored, self.length];
@@ -222,6 +231,10 @@ pub struct Batch {
 }
 
 impl Batch {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
     fn put(&mut self, key: Vec<u8>, row: impl Into<Vec<u8>>) {
         self.batch.insert(&self.rows, key, row.into());
     }
@@ -240,6 +253,11 @@ impl Batch {
 
     pub(crate) fn forget_object(&mut self, domain: u32, object: Object, id: Id) {
         self.batch.remove(&self.rows, index_key(domain, object, id));
+    }
+
+    /// Says that an object is nowhere.
+    pub(crate) fn lost(&mut self, domain: u32, object: Object, id: Id) {
+        self.place(domain, object, id, &Place::LOST);
     }
 
     pub(crate) fn pack(&mut self, pack: u32, row: &PackRow) {
@@ -384,7 +402,11 @@ impl Catalog {
         Ok(())
     }
 
-    fn under(&self, prefix: &[u8], mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+    pub(crate) fn under(
+        &self,
+        prefix: &[u8],
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
+    ) -> Result<()> {
         for guard in self.rows.prefix(prefix) {
             let (key, row) = guard.into_inner().catalog("read its rows")?;
             each(key.get(prefix.len()..).unwrap_or_default(), &row)?;
@@ -420,18 +442,23 @@ impl Catalog {
         Ok(found)
     }
 
-    pub(crate) fn place(&self, domain: u32, object: Object, id: Id) -> Result<Option<Place>> {
+    fn row_of(&self, domain: u32, object: Object, id: Id) -> Result<Option<Place>> {
         let row = self.get(index_key(domain, object, id))?;
         row.map(|row| Place::read(&row).ok_or_else(|| row_damaged("an object")))
             .transpose()
     }
 
-    /// Every object of a domain.
-    pub(crate) fn objects(
-        &self,
-        domain: u32,
-        mut each: impl FnMut(Object, Id, Place) -> Result<()>,
-    ) -> Result<()> {
+    pub(crate) fn place(&self, domain: u32, object: Object, id: Id) -> Result<Option<Place>> {
+        let row = self.row_of(domain, object, id)?;
+        Ok(row.filter(|place| *place != Place::LOST))
+    }
+
+    /// Whether a repair found it nowhere.
+    pub(crate) fn is_lost(&self, domain: u32, object: Object, id: Id) -> Result<bool> {
+        Ok(self.row_of(domain, object, id)? == Some(Place::LOST))
+    }
+
+    fn index(&self, domain: u32, mut each: impl FnMut(Object, Id, Place) -> Result<()>) -> Result<()> {
         self.under(&key(b'I', &[&domain.to_be_bytes()]), |key, row| {
             let (object, id) = key.split_first().ok_or_else(|| row_damaged("an object"))?;
             let object = Object::of_number(*object).ok_or_else(|| row_damaged("an object"))?;
@@ -442,6 +469,28 @@ impl Catalog {
                 Place::read(row).ok_or_else(|| row_damaged("an object"))?,
             )
         })
+    }
+
+    /// Every object of a domain.
+    pub(crate) fn objects(
+        &self,
+        domain: u32,
+        mut each: impl FnMut(Object, Id, Place) -> Result<()>,
+    ) -> Result<()> {
+        self.index(domain, |object, id, place| match place {
+            Place::LOST => Ok(()),
+            place => each(object, id, place),
+        })
+    }
+
+    /// The objects of a domain that a repair found nowhere.
+    pub(crate) fn lost(&self, domain: u32) -> Result<Vec<(Object, Id)>> {
+        let mut found = Vec::new();
+        self.index(domain, |object, id, place| {
+            found.extend((place == Place::LOST).then_some((object, id)));
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     pub(crate) fn packs(&self) -> Result<Vec<(u32, PackRow)>> {
@@ -566,7 +615,7 @@ impl Catalog {
     }
 }
 
-fn place_of_commit(row: &[u8]) -> Result<(u64, u64)> {
+pub(crate) fn place_of_commit(row: &[u8]) -> Result<(u64, u64)> {
     let wrong = || row_damaged("a commit");
     let (state, row) = row.split_first_chunk::<8>().ok_or_else(wrong)?;
     let sequence: [u8; 8] = row.try_into().map_err(|_| wrong())?;

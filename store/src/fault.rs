@@ -32,6 +32,14 @@ pub const POINTS: [&str; 6] = [
 /// And those of a migration.
 pub const MIGRATION: [&str; 3] = ["migrate-flushed", "migrate-counted", "migrate-renamed"];
 
+/// And those of a repair.
+pub const REPAIR: [&str; 4] = [
+    "repair-copied",
+    "repair-linked",
+    "repair-switched",
+    "repair-removed",
+];
+
 /// Ends the process with SIGKILL if this is the point, and the time.
 pub fn point(name: &str) {
     let plan = PLAN.get_or_init(|| {

@@ -218,6 +218,8 @@ pub enum Reason {
     Fork = 5,
     /// Brought from outside.
     Import = 6,
+    /// What was left of a damaged one.
+    Repair = 7,
 }
 
 impl fmt::Display for Reason {
@@ -230,6 +232,7 @@ impl fmt::Display for Reason {
             Reason::Restore => "restore",
             Reason::Fork => "fork",
             Reason::Import => "import",
+            Reason::Repair => "repair",
         })
     }
 }

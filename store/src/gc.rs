@@ -96,6 +96,17 @@ impl Store {
                 Ok(ControlFlow::Continue(()))
             })?;
         }
+        if !dry {
+            // What is nowhere, and nobody asks for any more.
+            let mut batch = self.catalog.batch();
+            let lost = self.catalog.lost(domain)?;
+            for (object, id) in lost.into_iter().filter(|lost| !reached.contains(lost)) {
+                batch.forget_object(domain, object, id);
+            }
+            if !batch.is_empty() {
+                self.catalog.write(batch)?;
+            }
+        }
         // By pack: how many bytes are not needed, and of how many.
         let mut waste: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
         self.catalog.objects(domain, |object, id, place| {

@@ -42,7 +42,7 @@ impl Known {
         }
     }
 
-    fn row(&self) -> StateRow {
+    pub(crate) fn row(&self) -> StateRow {
         StateRow {
             number: self.number,
             domain: self.domain,
@@ -208,11 +208,32 @@ impl Store {
         };
         let gone = self.tombstones(&state)?;
         match gone.iter().find(|gone| gone.sequence == recorded.commit.sequence) {
-            Some(gone) => Err(Error::Refused(format!(
+            Some(gone) if gone.gave_all_up() => Err(Error::Refused(format!(
                 "the content of {}@{} was given up ({}): diffkeeper log {0} shows which versions have theirs",
                 state.name,
                 id.short(),
                 gone.rule
+            ))),
+            _ => Ok(recorded),
+        }
+    }
+
+    /// A commit of which nothing is gone.
+    ///
+    /// # Errors
+    /// One of which a repair found something nowhere; as [`Store::with_content`].
+    pub fn whole(&self, id: Id) -> Result<Recorded> {
+        let recorded = self.with_content(id)?;
+        let Some(state) = self.state(&recorded.commit.state)? else {
+            return Ok(recorded);
+        };
+        let gone = self.tombstones(&state)?;
+        match gone.iter().find(|gone| gone.sequence == recorded.commit.sequence) {
+            Some(gone) => Err(Error::Refused(format!(
+                "{}@{} is damaged, this is lost: {}; take out of it what is there with --path, or another version",
+                state.name,
+                id.short(),
+                gone.what
             ))),
             None => Ok(recorded),
         }
@@ -345,31 +366,6 @@ impl Store {
             (None, _) => Ok(None),
         }
     }
-
-    /// Walks a state's chain of commits and checks that each is what its successor calls it, and that none is missing.
-    /// Answers with how many there are.
-    ///
-    /// # Errors
-    /// The first commit that is not what it should be.
-    pub fn audit(&self, state: &Known) -> Result<u64> {
-        let Some((head, sequence)) = state.head else {
-            return Ok(0);
-        };
-        let (mut expected, mut at) = (Some(head), sequence);
-        self.log(state, u64::MAX, |recorded| {
-            let what = format!("commit {at} of {}", state.name);
-            if Some(recorded.id) != expected || recorded.commit.sequence != at {
-                return Err(damaged(what, "another stands in its place"));
-            }
-            expected = Id::from_slice(&recorded.commit.previous);
-            at = at.saturating_sub(1);
-            Ok(ControlFlow::Continue(()))
-        })?;
-        if at != 0 || expected.is_some() {
-            return Err(damaged(format!("commit {at} of {}", state.name), "it is missing"));
-        }
-        Ok(sequence)
-    }
 }
 
 /// Whether a name can be a tag: what would be read as a time, a number of commits or a commit's name cannot.
@@ -412,7 +408,7 @@ impl Session<'_> {
         }
         // Where its tree comes from must be there still: gc goes by what the histories say.
         if let Some(origin) = Id::from_slice(&commit.origin) {
-            self.store.with_content(origin)?;
+            self.store.whole(origin)?;
         }
         commit.format = COMMIT;
         commit.state.clone_from(&state.name);

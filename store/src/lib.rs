@@ -5,6 +5,7 @@
 //! when its catalog batch is synced, and a pack is synced before the catalog names what is in it. `docs/format.md` has
 //! every byte.
 
+mod audit;
 mod catalog;
 pub mod content;
 mod error;
@@ -16,6 +17,8 @@ mod id;
 mod migrate;
 pub mod pack;
 mod reach;
+mod repair;
+mod rescue;
 mod retention;
 mod salvage;
 mod store;
@@ -27,13 +30,16 @@ pub mod tree;
 mod verify;
 mod watermark;
 
+pub use audit::Audited;
 pub use catalog::{Batch, Look};
 pub use error::{Error, Result};
 pub use gc::{Collected, Thorough};
 pub use history::{Known, Recorded, Version};
 pub use id::{Hash, Id};
 pub use migrate::Migrating;
-pub use retention::{Retention, Rule, Tombstone};
+pub use repair::{Lost, Plan};
+pub use rescue::Rescue;
+pub use retention::{DAMAGED, Retention, Rule, Tombstone};
 pub use store::{FORMAT, Session, Store, Usage};
 pub use told::Answer;
 pub use verify::{Problem, Verified};

@@ -5,7 +5,7 @@ use std::{collections::HashSet, ops::ControlFlow};
 use prost::Message;
 
 use crate::{
-    error::{Result, damaged},
+    error::{Error, Result, damaged},
     format::{Child, Commit, Entry, HIGHEST, Node, Piece},
     id::Id,
     pack::Object,
@@ -34,7 +34,11 @@ impl Store {
         if !reached.insert((Object::Node, id)) {
             return Ok(());
         }
-        let node = self.node(domain, id)?;
+        let node = match self.node(domain, id) {
+            // What is below it is lost too.
+            Err(Error::Missing(_)) if self.catalog.is_lost(domain, Object::Node, id)? => return Ok(()),
+            node => node?,
+        };
         if node.level > left {
             return Err(damaged(format!("node {id}"), "it stands on the wrong level"));
         }
@@ -69,7 +73,7 @@ impl Store {
     pub(crate) fn live_commits(&self, domain: u32) -> Result<Vec<(Id, Commit)>> {
         let mut found = Vec::new();
         for state in self.states()?.iter().filter(|state| state.domain == domain) {
-            let gone: HashSet<u64> = self.tombstones(state)?.into_iter().map(|t| t.sequence).collect();
+            let gone = self.given_up(state)?;
             self.log(state, u64::MAX, |recorded| {
                 if !gone.contains(&recorded.commit.sequence) {
                     found.push((recorded.id, recorded.commit));

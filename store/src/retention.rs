@@ -21,6 +21,20 @@ pub struct Tombstone {
     /// By which rule, as a person reads it.
     #[prost(string, tag = "3")]
     pub rule: String,
+    /// What is gone, where it is not all.
+    #[prost(string, tag = "4")]
+    pub what: String,
+}
+
+/// The rule of a commit of which a repair found something nowhere: the rest is kept.
+pub const DAMAGED: &str = "damaged";
+
+impl Tombstone {
+    /// Whether all of the content may be gone; else only what could not be repaired is.
+    #[must_use]
+    pub fn gave_all_up(&self) -> bool {
+        self.rule != DAMAGED
+    }
 }
 
 /// "Of the commits up to so old, one for each so long."
@@ -98,13 +112,22 @@ impl Store {
         self.catalog.tombstones(state.number)
     }
 
+    /// The sequences of the commits that have no content any more.
+    pub(crate) fn given_up(&self, state: &Known) -> Result<HashSet<u64>> {
+        let gone = self.tombstones(state)?.into_iter();
+        Ok(gone
+            .filter(Tombstone::gave_all_up)
+            .map(|gone| gone.sequence)
+            .collect())
+    }
+
     /// Takes the content from commits that the rules do not keep; the space comes back with the next gc. Answers with
     /// how many there were.
     ///
     /// # Errors
     /// A full or failing disk.
     pub fn expire(&self, state: &Known, retention: &Retention, now: i64, dry: bool) -> Result<u64> {
-        let gone: HashSet<u64> = self.tombstones(state)?.iter().map(|t| t.sequence).collect();
+        let gone: HashSet<u64> = self.given_up(state)?;
         let mut tagged = HashSet::new();
         let tags: HashSet<_> = self.tags(state)?.into_iter().map(|(_, id)| id).collect();
         let mut commits = Vec::new();
@@ -128,6 +151,7 @@ impl Store {
                 sequence: commit.sequence,
                 time: now,
                 rule: "retention".into(),
+                what: String::new(),
             };
             batch.tombstone(state.number, &tombstone);
         }

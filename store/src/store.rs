@@ -356,7 +356,18 @@ impl Store {
         Session {
             store: self,
             domain,
-            _gate: self.gate.read().unwrap_or_else(PoisonError::into_inner),
+            _gate: Some(self.gate.read().unwrap_or_else(PoisonError::into_inner)),
+            lost: locked(&self.writing).lost,
+            written: AtomicU64::new(0),
+        }
+    }
+
+    /// As [`Store::session`], for whoever keeps all others out already.
+    pub(crate) fn session_alone(&self, domain: u32) -> Session<'_> {
+        Session {
+            store: self,
+            domain,
+            _gate: None,
             lost: locked(&self.writing).lost,
             written: AtomicU64::new(0),
         }
@@ -505,6 +516,14 @@ impl Store {
         batch.store(&locked(&self.writing).row);
     }
 
+    /// As [`Store::close_packs`], of every domain; and forgets what is in memory of their content.
+    pub(crate) fn close_all(&self) -> Result<()> {
+        self.publish(|_| Ok(()))?;
+        locked(&self.writing).open.clear();
+        self.nodes.clear();
+        Ok(())
+    }
+
     /// Forgets what is in memory of packs that gc has removed.
     pub(crate) fn dropped(&self, pack: u32) {
         self.files.remove(&pack);
@@ -571,7 +590,7 @@ pub struct Usage {
 pub struct Session<'s> {
     pub(crate) store: &'s Store,
     pub(crate) domain: u32,
-    _gate: RwLockReadGuard<'s, ()>,
+    _gate: Option<RwLockReadGuard<'s, ()>>,
     lost: u64,
     written: AtomicU64,
 }
@@ -608,6 +627,11 @@ impl Session<'_> {
         if self.has(object, id)? {
             return Ok(());
         }
+        self.put_again(object, id, bytes)
+    }
+
+    /// As [`Session::put`], also where the catalog says that it is there: that may be damaged.
+    pub(crate) fn put_again(&self, object: Object, id: Id, bytes: &[u8]) -> Result<()> {
         let mut encoded = Vec::new();
         let encoding =
             delta::encode(bytes, &mut encoded).map_err(|e| damaged("an object to be stored", e))?;

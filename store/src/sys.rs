@@ -78,6 +78,14 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     ask("rename to", to, || std::fs::rename(from, to))
 }
 
+/// Gives a file a second name, unless it has it.
+pub(crate) fn link(from: &Path, to: &Path) -> Result<()> {
+    ask("link to", to, || match std::fs::hard_link(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        done => done,
+    })
+}
+
 /// Removes a file, if it is there.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     ask("remove", path, || match std::fs::remove_file(path) {

@@ -1,10 +1,11 @@
 //! Looking whether everything is there, and what it was.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::ControlFlow};
 
 use prost::Message;
 
 use crate::{
+    catalog::PackRow,
     error::{Context, Error, Result},
     format::{Piece, Shown},
     id::Id,
@@ -36,6 +37,15 @@ pub struct Verified {
     pub read: u64,
     /// What is wrong.
     pub problems: Vec<Problem>,
+}
+
+/// One version that is walked.
+struct Walk<'a> {
+    domain: u32,
+    version: &'a str,
+    /// A repair has marked it.
+    known: bool,
+    bad: &'a HashSet<(u32, Object, Id)>,
 }
 
 /// So many places are named for one problem.
@@ -91,15 +101,33 @@ impl Store {
             if let Err(error) = self.audit(&state) {
                 done.wrong(error.to_string(), Some(state.name.clone()));
             }
+            self.log(&state, u64::MAX, |recorded| {
+                if self.place(state.domain, Object::Commit, recorded.id)?.is_none() {
+                    done.wrong(
+                        format!("the packs have no copy of commit {}", recorded.id.short()),
+                        Some(state.name.clone()),
+                    );
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
         }
         for (_, domain) in self.catalog.domains()? {
             let mut seen = HashSet::new();
+            // Behind what a repair has marked may lie what it found nowhere: that was said then.
+            let marked = self.marked(domain)?;
             for (id, commit) in self.live_commits(domain)? {
                 done.commits += 1;
                 let version = format!("{}@{}", commit.state, id.short());
+                let known = marked.contains(&id);
                 match commit.tree_id() {
                     Ok(top) => {
-                        self.verify_node(domain, top, &version, None, &mut seen, &bad, &mut done)?;
+                        let walk = Walk {
+                            domain,
+                            version: &version,
+                            known,
+                            bad: &bad,
+                        };
+                        self.verify_node(top, &walk, None, &mut seen, &mut done)?;
                     }
                     Err(error) => done.wrong(error.to_string(), Some(version)),
                 }
@@ -111,20 +139,18 @@ impl Store {
 
     /// Goes down a tree or list; `within` is the file whose list it is. False where something below is wrong: such nodes
     /// are gone into for every version, so that each that needs them is named.
-    #[allow(clippy::too_many_arguments)]
     fn verify_node(
         &self,
-        domain: u32,
         id: Id,
-        version: &str,
+        walk: &Walk<'_>,
         within: Option<&str>,
         seen: &mut HashSet<Id>,
-        bad: &HashSet<(u32, Object, Id)>,
         done: &mut Verified,
     ) -> Result<bool> {
         if seen.contains(&id) {
             return Ok(true);
         }
+        let Walk { domain, version, .. } = *walk;
         let place = || match within {
             Some(path) => format!("{version} {path}"),
             None => version.to_owned(),
@@ -132,6 +158,7 @@ impl Store {
         let node = match self.node(domain, id) {
             Ok(node) => node,
             Err(Error::Catalog { context, source }) => return Err(Error::Catalog { context, source }),
+            Err(_) if walk.known && self.catalog.is_lost(domain, Object::Node, id)? => return Ok(false),
             Err(error) => {
                 done.wrong(error.to_string(), Some(place()));
                 return Ok(false);
@@ -141,7 +168,7 @@ impl Store {
         if node.level > 0 {
             for item in &node.items {
                 right &= match child_of(item) {
-                    Ok(child) => self.verify_node(domain, child, version, within, seen, bad, done)?,
+                    Ok(child) => self.verify_node(child, walk, within, seen, done)?,
                     Err(error) => {
                         done.wrong(error.to_string(), Some(place()));
                         false
@@ -154,7 +181,7 @@ impl Store {
                     .ok()
                     .map(|piece| (Id::from_slice(&piece.chunk), piece.chunk.is_empty()));
                 right &= match chunk {
-                    Some((Some(chunk), _)) => self.verify_chunk(domain, chunk, version, path, bad, done)?,
+                    Some((Some(chunk), _)) => self.verify_chunk(chunk, walk, path, done)?,
                     Some((None, true)) => true,
                     _ => {
                         done.wrong(format!("a piece of list {id}"), Some(place()));
@@ -182,10 +209,8 @@ impl Store {
                 }
                 let path = Shown(&entry.key).to_string();
                 right &= match entry.content_id() {
-                    Some(chunk) if entry.height == 0 => {
-                        self.verify_chunk(domain, chunk, version, &path, bad, done)?
-                    }
-                    Some(list) => self.verify_node(domain, list, version, Some(&path), seen, bad, done)?,
+                    Some(chunk) if entry.height == 0 => self.verify_chunk(chunk, walk, &path, done)?,
+                    Some(list) => self.verify_node(list, walk, Some(&path), seen, done)?,
                     None => true,
                 };
                 before = Some(entry.key);
@@ -197,63 +222,68 @@ impl Store {
         Ok(right)
     }
 
-    fn verify_chunk(
-        &self,
-        domain: u32,
-        id: Id,
-        version: &str,
-        path: &str,
-        bad: &HashSet<(u32, Object, Id)>,
-        done: &mut Verified,
-    ) -> Result<bool> {
-        let problem = if bad.contains(&(domain, Object::Chunk, id)) {
+    fn verify_chunk(&self, id: Id, walk: &Walk<'_>, path: &str, done: &mut Verified) -> Result<bool> {
+        let domain = walk.domain;
+        let problem = if walk.bad.contains(&(domain, Object::Chunk, id)) {
             format!("chunk {id} is damaged")
-        } else if self.place(domain, Object::Chunk, id)?.is_none() {
-            format!("chunk {id} is missing")
-        } else {
+        } else if self.place(domain, Object::Chunk, id)?.is_some() {
             return Ok(true);
+        } else if walk.known && self.catalog.is_lost(domain, Object::Chunk, id)? {
+            return Ok(false);
+        } else {
+            format!("chunk {id} is missing")
         };
-        done.wrong(problem, Some(format!("{version} {path}")));
+        done.wrong(problem, Some(format!("{} {path}", walk.version)));
         Ok(false)
+    }
+
+    /// The commits of a domain that a repair has marked.
+    fn marked(&self, domain: u32) -> Result<HashSet<Id>> {
+        let mut found = HashSet::new();
+        for state in self.states()?.iter().filter(|state| state.domain == domain) {
+            for mark in self.tombstones(state)?.iter().filter(|gone| !gone.gave_all_up()) {
+                let bytes = self.catalog.commit(state.number, mark.sequence)?;
+                found.extend(bytes.map(|bytes| self.hash.commit(&bytes)));
+            }
+        }
+        Ok(found)
     }
 
     /// Every pack is there, is itself, and as long as the catalog says.
     fn verify_packs(&self, done: &mut Verified) -> Result<()> {
-        let dir = self.packs_dir();
-        let open = self.open_packs();
         for (number, row) in self.catalog.packs()? {
-            let (file, header) = match pack::open(&dir, number) {
-                Ok(opened) => opened,
-                Err(error) => {
-                    done.wrong(error.to_string(), None);
-                    continue;
-                }
-            };
-            let path = pack::path(&dir, number);
-            let length = file.metadata().on("look at", &path)?.len();
-            if header.domain != row.domain
-                || header.class != row.class
-                || header.store.as_slice() != self.id()
-            {
-                done.wrong(format!("{} is another pack, by its head", path.display()), None);
-            }
-            if length < u64::from(row.length) || length > u64::from(row.length) && !open.contains(&number) {
-                done.wrong(
-                    format!(
-                        "{} has {length} bytes where {} are recorded",
-                        path.display(),
-                        row.length
-                    ),
-                    None,
-                );
-            }
-            // Each record where the last ended: bytes between them would be nobody's.
-            let walked = pack::walk(&file, &path, u64::from(row.length).min(length), |_, _| Ok(()));
-            if let Err(error) = walked {
-                done.wrong(error.to_string(), None);
+            for problem in self.pack_problems(number, row)? {
+                done.wrong(problem, None);
             }
         }
         Ok(())
+    }
+
+    /// What is wrong with a pack as a whole.
+    pub(crate) fn pack_problems(&self, number: u32, row: PackRow) -> Result<Vec<String>> {
+        let dir = self.packs_dir();
+        let (file, header) = match pack::open(&dir, number) {
+            Ok(opened) => opened,
+            Err(error) => return Ok(vec![error.to_string()]),
+        };
+        let mut problems = Vec::new();
+        let path = pack::path(&dir, number);
+        let length = file.metadata().on("look at", &path)?.len();
+        if header.domain != row.domain || header.class != row.class || header.store.as_slice() != self.id() {
+            problems.push(format!("{} is another pack, by its head", path.display()));
+        }
+        let open = self.open_packs().contains(&number);
+        if length < u64::from(row.length) || length > u64::from(row.length) && !open {
+            problems.push(format!(
+                "{} has {length} bytes where {} are recorded",
+                path.display(),
+                row.length
+            ));
+        }
+        // Each record where the last ended: bytes between them would be nobody's.
+        let walked = pack::walk(&file, &path, u64::from(row.length).min(length), |_, _| Ok(()));
+        problems.extend(walked.err().map(|error| error.to_string()));
+        Ok(problems)
     }
 }
 

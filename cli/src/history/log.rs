@@ -196,7 +196,10 @@ fn words(commit: &api::Commit) -> String {
         .map(|tag| paint(NAME, &format!("[{tag}]")))
         .collect();
     if !commit.given_up.is_empty() {
-        said.push(format!("(content given up: {})", commit.given_up));
+        said.push(match commit.given_up.starts_with(store::DAMAGED) {
+            true => format!("({})", commit.given_up),
+            false => format!("(content given up: {})", commit.given_up),
+        });
     }
     said.push(commit.message.clone());
     said.join(" ").trim().to_owned()

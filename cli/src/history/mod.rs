@@ -1,5 +1,5 @@
 //! What was, and going back to it: `log`, `show`, `diff`, `ls`, `cat`, `timeline`, `commit`, `tag`, `restore`, `undo`,
-//! `fork`, `export`, `verify`, `gc`, `audit`, `prove`, `stats`.
+//! `fork`, `export`, `verify`, `repair`, `gc`, `audit`, `prove`, `stats`.
 
 mod change;
 mod client;
@@ -9,6 +9,7 @@ mod image;
 mod log;
 mod look;
 mod progress;
+mod repair;
 mod store;
 
 use std::path::PathBuf;
@@ -133,6 +134,18 @@ pub enum Command {
         /// Read chunks too: all, or a share such as 5%
         #[arg(long, num_args = 0..=1, default_missing_value = "100%", require_equals = true, value_parser = percent)]
         read_data: Option<u32>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Drop what is provably lost of a damaged store, say exactly what that is, and keep the rest
+    Repair {
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Remove the damaged packs and the damaged catalog that earlier repairs have put aside
+        #[arg(long)]
+        discard: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -278,6 +291,11 @@ pub fn run(
         Command::Fork { version, name, json } => store::fork(config, version, name, *json),
         Command::Export(how) => export::run(config, how),
         Command::Verify { read_data, json } => store::verify(config, read_data.unwrap_or(0), *json),
+        Command::Repair {
+            dry_run,
+            discard,
+            json,
+        } => repair::repair(config, *dry_run, *discard, *json),
         Command::Gc { dry_run, json } => store::gc(config, *dry_run, *json),
         Command::Audit { state, json } => store::audit(config, state, *json),
         Command::Prove { version, path } => store::prove(config, version, path),

@@ -259,7 +259,8 @@ pub fn audit(config: &Config, state: &str, as_json: bool) -> Result<ExitCode> {
         said(client.audit(patient(), &request).await)
     })?;
     if as_json {
-        let value = json!({"commits": done.commits, "head": done.head, "given_up": done.given_up});
+        let value =
+            json!({"commits": done.commits, "head": done.head, "given_up": done.given_up, "lost": done.lost});
         println!("{}", serde_json::to_string_pretty(&value)?);
     } else {
         println!(
@@ -268,6 +269,12 @@ pub fn audit(config: &Config, state: &str, as_json: bool) -> Result<ExitCode> {
             short(&done.head),
             done.given_up
         );
+        if done.lost > 0 {
+            println!(
+                "a repair found nothing of {} of them: the chain is not proven across those",
+                done.lost
+            );
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,62 @@
+//! Repairing the store of a node.
+
+use keeper_api::keeper::keeper as api;
+use runtime_spec::config::Config;
+use store::Rescue;
+
+use crate::{error::Result, keeper::Keeper, keeper::domain_of};
+
+/// How the catalog of a node's store is made whole; none where it is.
+///
+/// # Errors
+/// A store that is open, most likely in a keeper; a failing disk.
+pub fn rescue(config: &Config) -> Result<Option<Rescue>> {
+    let share = config.history.share;
+    Ok(Rescue::plan(&crate::keeper::store_of(config), |state| {
+        domain_of(share, state)
+    })?)
+}
+
+impl Keeper {
+    /// Repairs the store, or says what there is to repair.
+    ///
+    /// # Errors
+    /// A full or failing disk, a catalog that cannot be read.
+    pub fn repair(&self, request: &api::RepairRequest) -> Result<api::RepairResponse> {
+        let mut response = api::RepairResponse::default();
+        if request.discard {
+            response.nothing = true;
+            response.aside = self.store().discard(request.dry_run)?;
+            return Ok(response);
+        }
+        let plan = self.store().repair()?;
+        response.nothing = plan.is_empty();
+        response.packs = plan
+            .packs
+            .iter()
+            .map(|(pack, problem)| format!("pack {pack:08x}: {problem}"))
+            .collect();
+        response.healed.clone_from(&plan.healed);
+        response.rows.clone_from(&plan.rows);
+        response.recovered = plan.recovered;
+        response.lost = plan
+            .lost
+            .iter()
+            .map(|lost| api::Lost {
+                state: lost.state.clone(),
+                first_sequence: lost.first.0,
+                first: lost.first.1.to_string(),
+                last_sequence: lost.last.0,
+                last: lost.last.1.to_string(),
+                versions: lost.versions,
+                paths: lost.paths.clone(),
+                ..api::Lost::default()
+            })
+            .collect();
+        if !request.dry_run && !response.nothing {
+            plan.run()?;
+        }
+        response.aside = self.store().discard(true)?;
+        Ok(response)
+    }
+}

@@ -1,0 +1,61 @@
+//! Proving a history: that nothing was altered, and nothing removed but what a tombstone names.
+
+use std::{collections::HashMap, ops::ControlFlow};
+
+use crate::{
+    error::{Result, damaged},
+    history::Known,
+    id::Id,
+    store::Store,
+};
+
+/// What an audit found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Audited {
+    /// Commits, from the first to the newest.
+    pub commits: u64,
+    /// Of so many a repair found nothing, not even what they said: the chain is not proven across them.
+    pub lost: u64,
+}
+
+impl Store {
+    /// Walks a state's chain of commits and checks that each is what its successor calls it, and that none is missing.
+    ///
+    /// # Errors
+    /// The first commit that is not what it should be.
+    pub fn audit(&self, state: &Known) -> Result<Audited> {
+        let Some((head, sequence)) = state.head else {
+            return Ok(Audited::default());
+        };
+        let mut audited = Audited {
+            commits: sequence,
+            ..Audited::default()
+        };
+        let damages: HashMap<u64, bool> = self
+            .tombstones(state)?
+            .into_iter()
+            .map(|gone| (gone.sequence, !gone.gave_all_up()))
+            .collect();
+        let (mut expected, mut at) = (Some(head), sequence);
+        self.log(state, u64::MAX, |recorded| {
+            // What a repair says to be lost may be missing: who came before it, nobody can tell.
+            while at > recorded.commit.sequence && damages.get(&at) == Some(&true) {
+                (audited.lost, at, expected) = (audited.lost + 1, at - 1, None);
+            }
+            if expected.is_some_and(|expected| expected != recorded.id) || recorded.commit.sequence != at {
+                let what = format!("commit {at} of {}", state.name);
+                return Err(damaged(what, "another stands in its place"));
+            }
+            expected = Id::from_slice(&recorded.commit.previous);
+            at = at.saturating_sub(1);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        while at > 0 && damages.get(&at) == Some(&true) {
+            (audited.lost, at, expected) = (audited.lost + 1, at - 1, None);
+        }
+        if at != 0 || expected.is_some() {
+            return Err(damaged(format!("commit {at} of {}", state.name), "it is missing"));
+        }
+        Ok(audited)
+    }
+}

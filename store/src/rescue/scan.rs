@@ -1,0 +1,155 @@
+//! What the packs hold, without the catalog.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    catalog::{PackRow, Place, StoreRow},
+    error::{Context, Result, damaged},
+    format::Commit,
+    id::{Hash, Id},
+    pack::{HEADER, Header, Object, RECORD},
+    rescue::hash_of,
+    salvage,
+    watermark::Watermark,
+};
+
+/// A commit that was found.
+pub(super) struct Candidate {
+    pub commit: Commit,
+    pub bytes: Vec<u8>,
+    pub domain: u32,
+    /// It stands where records are expected: a container cannot have made it up.
+    pub trusted: bool,
+}
+
+/// What was found.
+pub(super) struct Scan {
+    pub store: [u8; 16],
+    pub hash: Hash,
+    pub places: Vec<(u32, Object, Id, Place)>,
+    pub packs: Vec<(u32, PackRow)>,
+    pub commits: HashMap<Id, Candidate>,
+    /// Packs that no domain can be told of.
+    pub aside: Vec<PathBuf>,
+    /// The highest number of a pack.
+    pub highest: u32,
+}
+
+impl Scan {
+    /// Reads the packs, of those that are `named` only what lies behind that.
+    pub fn of(
+        dir: &Path,
+        row: Option<&StoreRow>,
+        watermark: Option<Watermark>,
+        named: &HashMap<u32, PackRow>,
+    ) -> Result<Scan> {
+        let mut heads = Vec::new();
+        let mut highest = named.keys().max().copied().unwrap_or(0);
+        for (number, path) in salvage::packs(dir)? {
+            highest = highest.max(number);
+            let bytes = std::fs::read(&path).on("read", &path)?;
+            let header = bytes.first_chunk::<HEADER>().and_then(Header::read);
+            heads.push((number, path, header.filter(|header| header.pack == number)));
+        }
+        let of_row = row.and_then(|row| row.id.as_slice().try_into().ok());
+        let first = heads
+            .iter()
+            .find_map(|(.., header)| header.map(|header| header.store));
+        let store = of_row
+            .or(watermark.map(|watermark| watermark.store))
+            .or(first)
+            .ok_or_else(|| damaged(dir.display(), "no pack says of which store it is"))?;
+        let hash = match hash_of(row, watermark) {
+            Some(hash) => hash,
+            None => guess(&heads)?,
+        };
+        let mut scan = Scan {
+            store,
+            hash,
+            places: Vec::new(),
+            packs: Vec::new(),
+            commits: HashMap::new(),
+            aside: Vec::new(),
+            highest,
+        };
+        for (number, path, header) in heads {
+            let known = named.get(&number);
+            match header.filter(|header| header.store == store) {
+                Some(header) => scan.pack(number, &path, &header, known)?,
+                // A pack that is named is for a repair to look at.
+                None if known.is_none() => scan.aside.push(path),
+                None => {}
+            }
+        }
+        Ok(scan)
+    }
+
+    fn pack(&mut self, number: u32, path: &Path, header: &Header, known: Option<&PackRow>) -> Result<()> {
+        let bytes = std::fs::read(path).on("read", path)?;
+        let begin = known.map_or(HEADER, |row| row.length as usize);
+        let (places, commits) = (&mut self.places, &mut self.commits);
+        let mut seen = HashSet::new();
+        let end = salvage::records(self.hash, header.class, &bytes, begin, |found| {
+            let record = found.record;
+            let place = Place {
+                pack: number,
+                at: found.at,
+                stored: record.stored,
+                length: record.length,
+                encoding: record.encoding,
+            };
+            if record.object == Object::Commit
+                && let Ok(commit) = Commit::read(&found.content)
+            {
+                let candidate = Candidate {
+                    commit,
+                    bytes: found.content,
+                    domain: header.domain,
+                    trusted: found.trusted,
+                };
+                let known = commits.get(&record.id).is_some_and(|known| known.trusted);
+                if !known {
+                    commits.insert(record.id, candidate);
+                }
+            }
+            if seen.insert((record.object, record.id)) {
+                places.push((header.domain, record.object, record.id, place));
+            }
+            Ok(())
+        })?;
+        if end > begin {
+            let row = PackRow {
+                domain: header.domain,
+                class: header.class,
+                length: u32::try_from(end).map_err(|_| damaged(path.display(), "it is too long"))?,
+            };
+            self.packs.push((number, row));
+        } else if known.is_none() && bytes.len() > HEADER + RECORD {
+            // Nothing in it is whole: it is not thrown away all the same.
+            self.aside.push(path.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Which hash the first records are named by.
+fn guess(heads: &[(u32, PathBuf, Option<Header>)]) -> Result<Hash> {
+    for (_, path, header) in heads {
+        let Some(header) = header else { continue };
+        let bytes = std::fs::read(path).on("read", path)?;
+        for hash in [Hash::Blake3, Hash::Sha256] {
+            let mut fits = false;
+            salvage::records(hash, header.class, &bytes, HEADER, |_| {
+                fits = true;
+                Ok(())
+            })?;
+            if fits {
+                return Ok(hash);
+            }
+        }
+    }
+    Err(damaged("every pack", "no record in it is whole"))
+}
