@@ -208,6 +208,21 @@ impl State {
         }
     }
 
+    /// Records the digest of the image that the present life stands on. The caller has the lease.
+    ///
+    /// # Errors
+    /// A full or read-only disk.
+    pub fn learn_digest(&self, digest: String) -> Result<()> {
+        let Some(record) = self.record() else {
+            return Ok(());
+        };
+        let image = record.image.map(|image| Image {
+            digest: Some(digest),
+            ..image
+        });
+        write_json(&self.dir.join("state.json"), &Record { image, ..record })
+    }
+
     /// Whether the kernel says that an overlay stands on one of the upper directories.
     pub(crate) fn is_mounted(&self) -> Result<bool> {
         for root in self.overlays() {

@@ -12,6 +12,7 @@ mod kills;
 mod parity;
 mod people;
 mod pods;
+mod records;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         keeps::TESTS,
         kills::TESTS,
         pods::TESTS,
+        records::TESTS,
         databases::TESTS,
         cri::TESTS,
         history::TESTS,

@@ -28,6 +28,7 @@ use runtime_spec::{
 use super::{
     EVICTION_LIMIT, Kept, Mounted, Spec, blocking, detach,
     docker::{Docker, mounted_by_engine},
+    image::Learning,
     make_rootfs, unmount,
 };
 use crate::{
@@ -68,7 +69,8 @@ impl Attach {
         let keeper = self.keeper.clone();
         let interval = self.annotations.capture.unwrap_or(self.config.history.interval);
         let recorded = !interval.is_zero();
-        let kept = blocking(move || {
+        let inquiry = self.inquiry_later();
+        let mut kept = blocking(move || {
             match restored
                 .and(digest)
                 .and_then(|digest| self.mount(&state, &mut lease, digest))
@@ -78,6 +80,7 @@ impl Attach {
                     lease,
                     keeper,
                     recorded,
+                    learning: None,
                 }),
                 Err(error) => {
                     let undone = unmount(&self.rootfs, self.mounted(&lease));
@@ -89,6 +92,7 @@ impl Attach {
             }
         })
         .await?;
+        kept.learning = inquiry.and_then(|inquiry| Learning::begin(&kept.state, inquiry));
         kept.note(What::ATTACHED);
         Ok(kept)
     }
@@ -177,6 +181,8 @@ impl Attach {
         lease.update(|holder| holder.root.clone_from(&self.rootfs))?;
         state.remove_placeholders()?;
         self.freshen(state)?;
+        // Once a person has named it, it does not expire because a container has come to it by its id.
+        let chosen = self.chosen || state.record().is_some_and(|record| record.chosen);
         let image = self.image_of(state, digest)?;
         self.heal(state)?;
 
@@ -213,13 +219,13 @@ impl Attach {
             mounted.push(root);
         }
         self.tell_the_runtime(&edits)?;
-        let reclaim = self.annotations.reclaim.unwrap_or(if self.chosen {
+        let reclaim = self.annotations.reclaim.unwrap_or(if chosen {
             self.config.reclaim_chosen
         } else {
             self.config.reclaim_unchosen
         });
         let life = Life {
-            chosen: self.chosen,
+            chosen,
             reclaim: reclaim.into(),
             container: &self.holder.container_id,
             roots: &mounted,

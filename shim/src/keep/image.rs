@@ -3,19 +3,24 @@
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::UNIX_EPOCH,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use live::{Image, State};
 use runtime_spec::annotations::OnImageChange;
 use serde::Deserialize;
+use tokio::task::JoinHandle;
 
 use super::attach::Attach;
 use crate::{
     companion,
     error::{Error, Result},
+    reaper::Reaper,
     runc::capture,
 };
+
+/// A container that has run so long is worth a process that asks for its image.
+const SETTLED: Duration = Duration::from_secs(5);
 
 impl Attach {
     fn wish(&self) -> OnImageChange {
@@ -24,7 +29,7 @@ impl Attach {
             .unwrap_or(self.config.on_image_change)
     }
 
-    /// The digest of the container's image, where it matters and is known: containerd is asked only when the layers
+    /// The digest of the container's image, where it matters now or is known: containerd is asked only when the layers
     /// are not those of the last life.
     pub(super) async fn digest(&self, state: &State) -> Result<Option<String>> {
         if let Some(docker) = &self.docker {
@@ -36,7 +41,7 @@ impl Attach {
         let last = state.record().and_then(|record| record.image);
         match last.filter(|image| image.digest.is_some()) {
             Some(last) if self.layers().is_ok_and(|layers| layers == last.layers) => Ok(last.digest),
-            _ => self.ask_for_digest().await,
+            _ => self.inquiry().digest().await,
         }
     }
 
@@ -93,23 +98,43 @@ impl Attach {
         Ok(layers.iter().map(|layer| identity(layer)).collect())
     }
 
-    /// The digest of the container's image; none where containerd knows of no image (`--rootfs`).
-    async fn ask_for_digest(&self) -> Result<Option<String>> {
+    fn inquiry(&self) -> Inquiry {
+        Inquiry {
+            address: self.address.clone(),
+            namespace: self.holder.namespace.clone(),
+            container: self.holder.container_id.clone(),
+            reaper: self.reaper.clone(),
+        }
+    }
+
+    /// What has to be asked after the start so that the record will name the image.
+    pub(super) fn inquiry_later(&self) -> Option<Inquiry> {
+        self.docker.is_none().then(|| self.inquiry())
+    }
+}
+
+/// A question to containerd: which image is this container's?
+pub(super) struct Inquiry {
+    address: String,
+    namespace: String,
+    container: String,
+    reaper: Reaper,
+}
+
+impl Inquiry {
+    /// The image's digest; none where containerd knows of no image (`--rootfs`).
+    async fn digest(&self) -> Result<Option<String>> {
         #[derive(Deserialize)]
         struct Answer {
             digest: Option<String>,
         }
         let mut command = companion::command();
         let program = PathBuf::from(command.get_program());
-        command
-            .args([
-                "image-of",
-                "--address",
-                &self.address,
-                "--namespace",
-                &self.holder.namespace,
-            ])
-            .arg(&self.holder.container_id);
+        command.args(["image-of", "--address", &self.address]).args([
+            "--namespace",
+            &self.namespace,
+            &self.container,
+        ]);
         let told = |what: String| {
             Error::Other(format!(
                 "ask containerd for the image's digest, which diffkeeper.io/on-image-change needs: {what}"
@@ -126,6 +151,37 @@ impl Attach {
         }
         let answer: Answer = serde_json::from_slice(&output).map_err(|e| told(e.to_string()))?;
         Ok(answer.digest)
+    }
+}
+
+/// Learns the digest of a running container's image, for the day when `on-image-change` says `refuse`. It ends when it
+/// is dropped: only who has the lease writes to the record.
+pub(super) struct Learning(JoinHandle<()>);
+
+impl Learning {
+    /// Begins, unless the digest is known.
+    pub(super) fn begin(state: &State, inquiry: Inquiry) -> Option<Learning> {
+        let known = state.record().and_then(|record| record.image?.digest).is_some();
+        let state = state.clone();
+        (!known).then(|| {
+            Learning(tokio::spawn(async move {
+                tokio::time::sleep(SETTLED).await;
+                let learnt = match inquiry.digest().await {
+                    Ok(Some(digest)) => state.learn_digest(digest).map_err(Error::from),
+                    Ok(None) => Ok(()),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = learnt {
+                    tracing::info!(state = %state.name(), %error, "the image's digest is not known");
+                }
+            }))
+        })
+    }
+}
+
+impl Drop for Learning {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -23,7 +23,7 @@ use runtime_spec::{
     name::{Identity, Reason},
 };
 
-use self::{attach::Attach, docker::Docker};
+use self::{attach::Attach, docker::Docker, image::Learning};
 use crate::{
     error::{Context, Error, Result},
     keeper::Keeper,
@@ -131,6 +131,7 @@ struct Kept {
     keeper: Keeper,
     /// Its history is to grow.
     recorded: bool,
+    learning: Option<Learning>,
 }
 
 impl Kept {
@@ -245,7 +246,10 @@ impl Root {
     /// A mount that does not go. The holder record then stays, so that the next attach asks the kernel first.
     pub async fn release(&mut self, ending: Ending) -> Result<()> {
         let (rootfs, mounted) = (self.rootfs.clone(), self.mounted);
-        let kept = self.kept.take();
+        let mut kept = self.kept.take();
+        if let Some(kept) = &mut kept {
+            kept.learning = None;
+        }
         let told = kept
             .as_ref()
             .map(|kept| (kept.keeper.clone(), kept.state.name().clone(), kept.recorded));
