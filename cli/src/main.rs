@@ -17,7 +17,7 @@ use runtime_spec::config::Config;
 
 /// Containers that keep what they write: look after their states.
 #[derive(Parser)]
-#[command(name = "diffkeeper", version, about, after_help = exit::HELP)]
+#[command(name = "diffkeeper", version, after_help = exit::HELP)]
 struct Cli {
     /// The configuration file
     #[arg(

@@ -220,7 +220,7 @@ pub struct Restore {
     #[arg(long, conflicts_with_all = ["to", "path"])]
     pub cancel: bool,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "to")]
     pub json: bool,
 }
 

@@ -105,7 +105,12 @@ pub fn restore(config: &Config, how: &Restore) -> Result<ExitCode> {
         with_keeper(config, async |client| {
             long(&client, async |context| client.restore(context, &request).await).await
         })?;
-        println!("The next start of {} begins with what is there.", how.version);
+        if how.json {
+            let value = json!({"before": null, "after": null, "waits_for_next_start": false});
+            println!("{}", serde_json::to_string_pretty(&value)?);
+        } else {
+            println!("The next start of {} begins with what is there.", how.version);
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let done = with_keeper(config, async |client| {

@@ -10,7 +10,6 @@ use serde::Serialize;
 struct Change {
     action: &'static str,
     path: PathBuf,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     lines: Vec<String>,
 }
 

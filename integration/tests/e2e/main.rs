@@ -13,6 +13,7 @@ mod parity;
 mod people;
 mod pods;
 mod records;
+mod scripts;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         history::TESTS,
         people::TESTS,
         export::TESTS,
+        scripts::TESTS,
         bad_input::TESTS,
     ]
     .concat();

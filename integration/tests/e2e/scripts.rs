@@ -1,0 +1,334 @@
+//! What scripts rely on: `docs/json.schema.json` is what every command's `--json` prints, and the exit statuses.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::Path,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use integration::{Daemon, OURS, history::Keeper};
+use jsonschema::Validator;
+use serde_json::{Map, Value, json};
+
+use crate::Test;
+
+pub const TESTS: &[(&str, Test)] = &[
+    (
+        "scripts::json_is_what_the_schema_says",
+        json_is_what_the_schema_says,
+    ),
+    (
+        "scripts::the_exit_status_says_what_was_wrong",
+        the_exit_status_says_what_was_wrong,
+    ),
+];
+
+fn documents(name: &str) -> Result<String> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+    fs::read_to_string(&docs).with_context(|| format!("read {}", docs.display()))
+}
+
+/// Forbids every key that the schema does not have. Scripts are to skip those; this project is to document them.
+fn closed(schema: &mut Value) {
+    match schema {
+        Value::Object(object) => {
+            if object.contains_key("properties") {
+                object.insert("additionalProperties".into(), false.into());
+            }
+            object.values_mut().for_each(closed);
+        }
+        Value::Array(items) => items.iter_mut().for_each(closed),
+        _ => {}
+    }
+}
+
+/// The schemas of the commands.
+struct Schemas {
+    all: Map<String, Value>,
+    used: BTreeSet<String>,
+}
+
+impl Schemas {
+    fn read() -> Result<Schemas> {
+        let mut schema: Value = serde_json::from_str(&documents("json.schema.json")?)?;
+        closed(&mut schema);
+        let all = schema["$defs"].as_object().context("the schema's $defs")?.clone();
+        Ok(Schemas {
+            all,
+            used: BTreeSet::new(),
+        })
+    }
+
+    fn commands(&self) -> BTreeSet<String> {
+        let commands = self.all.keys().filter(|name| !name.starts_with('-'));
+        commands.cloned().collect()
+    }
+
+    fn of(&self, command: &str) -> Result<Validator> {
+        ensure!(
+            self.all.contains_key(command),
+            "docs/json.schema.json does not have {command}"
+        );
+        let schema = json!({"$ref": format!("#/$defs/{command}"), "$defs": self.all});
+        jsonschema::validator_for(&schema).map_err(|e| anyhow!("the schema of {command}: {e}"))
+    }
+
+    /// Runs a command with `--json`, and compares what it prints with the schema.
+    fn check(&mut self, d: &Daemon, args: &[&str]) -> Result<Value> {
+        let command = *args.first().context("a command")?;
+        self.check_as(d, command, args, 0)
+    }
+
+    fn check_as(&mut self, d: &Daemon, command: &str, args: &[&str], status: i32) -> Result<Value> {
+        let mut line = args.to_vec();
+        line.push("--json");
+        let ran = d.diffkeeper(&line)?;
+        ensure!(ran.status == status, "{line:?}: {ran:?}");
+        let value: Value = serde_json::from_str(&ran.out).with_context(|| format!("{line:?}: {ran:?}"))?;
+        let problems: Vec<String> = self
+            .of(command)?
+            .iter_errors(&value)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        ensure!(problems.is_empty(), "{line:?}: {problems:#?}");
+        self.used.insert(command.to_owned());
+        Ok(value)
+    }
+}
+
+/// The commands that have `--json`, by their own help.
+fn with_json(d: &Daemon) -> Result<BTreeSet<String>> {
+    let help = d.diffkeeper(&["--help"])?.ok()?;
+    let commands = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty());
+    let mut found = BTreeSet::new();
+    for line in commands {
+        // A long description goes on further to the right.
+        let Some(name) = line.strip_prefix("  ").filter(|line| !line.starts_with(' ')) else {
+            continue;
+        };
+        let name = name.split_whitespace().next().unwrap_or_default();
+        if name != "help" && d.diffkeeper(&[name, "--help"])?.ok()?.contains("--json") {
+            found.insert(name.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+fn json_is_what_the_schema_says(d: &Daemon) -> Result<()> {
+    let mut schemas = Schemas::read()?;
+    let commands = with_json(d)?;
+    ensure!(commands.len() > 10, "{commands:?}");
+    ensure!(
+        commands == schemas.commands(),
+        "commands with --json {commands:?}, and in docs/json.schema.json {:?}",
+        schemas.commands()
+    );
+    let page = documents("json.md")?;
+    for command in &commands {
+        ensure!(
+            page.contains(&format!("`{command}`")),
+            "docs/json.md does not name {command}"
+        );
+    }
+
+    let keeper = Keeper::start(d, "interval = \"off\"")?;
+    let image = d.import("busybox")?;
+    let start = |name: &str, ready: &str, script: &str| {
+        let script = format!("{script}; touch /{ready}; sleep 1000");
+        let line = ["run", "-d", "--runtime", OURS, &image, name, "sh", "-c", &script];
+        d.ctr(&line)?.ok()?;
+        integration::wait::until("the files", std::time::Duration::from_secs(20), || {
+            d.upper(name).join(ready).exists()
+        })
+    };
+    // Every kind of entry, and a name that is no text.
+    start(
+        "told",
+        "first",
+        "mkdir /d; echo one > /d/f; ln /d/f /d/g; ln -s f /d/s; mkfifo /d/p; mknod /d/c c 1 3; rm /etc/passwd; \
+         touch \"$(printf '/d/\\377')\"",
+    )?;
+    schemas.check(d, &["states"])?;
+    schemas.check(d, &["commit", "told", "-m", "first", "--tag", "one"])?;
+    d.forget("told")?;
+    start(
+        "told",
+        "second",
+        "echo longer > /d/f; rm /d/s; rm /d/p; mkdir /d/p; chmod 700 /d/c; echo new > /new",
+    )?;
+    schemas.check(d, &["commit", "told"])?;
+    schemas.check(d, &["log", "told"])?;
+    schemas.check(d, &["show", "told@one"])?;
+    let changes = schemas.check(d, &["diff", "told@one"])?;
+    let words: BTreeSet<&str> = changes
+        .as_array()
+        .context("changes")?
+        .iter()
+        .filter_map(|change| change["change"].as_str())
+        .collect();
+    for word in ["added", "changed", "removed", "replaced"] {
+        ensure!(words.contains(word), "{words:?}");
+    }
+    let entries = schemas.check(d, &["ls", "told@one"])?;
+    let kinds: BTreeSet<&str> = entries
+        .as_array()
+        .context("entries")?
+        .iter()
+        .filter_map(|entry| entry["kind"].as_str())
+        .collect();
+    for kind in [
+        "file",
+        "link",
+        "symlink",
+        "fifo",
+        "character",
+        "directory",
+        "whiteout",
+    ] {
+        ensure!(kinds.contains(kind), "{kinds:?}");
+    }
+    schemas.check(d, &["timeline", "told"])?;
+    schemas.check_as(d, "diff", &["restore", "told@one", "--dry-run"], 0)?;
+    let waits = schemas.check(d, &["restore", "told@one"])?;
+    ensure!(waits["waits_for_next_start"] == true, "{waits}");
+    schemas.check(d, &["restore", "told", "--cancel"])?;
+    d.forget("told")?;
+    let done = schemas.check(d, &["restore", "told@one"])?;
+    ensure!(done["waits_for_next_start"] == false, "{done}");
+    schemas.check(d, &["undo", "told"])?;
+    schemas.check(d, &["fork", "told@one", "told-2"])?;
+    schemas.check(d, &["verify", "--read-data"])?;
+    schemas.check(d, &["gc", "--dry-run"])?;
+    schemas.check(d, &["gc"])?;
+    schemas.check(d, &["audit", "told"])?;
+    schemas.check(d, &["stats"])?;
+    schemas.check(d, &["prune", "--dry-run"])?;
+    let socket = d.socket();
+    let doctor = ["doctor", "--address", &socket.to_string_lossy()];
+    let status = d.diffkeeper(&doctor)?.status;
+    schemas.check_as(d, "doctor", &doctor, status)?;
+    // A machine of its own, of which only Docker's configuration is there.
+    let root = tempfile::tempdir()?;
+    fs::create_dir_all(root.path().join("etc/docker"))?;
+    fs::create_dir_all(root.path().join("usr/local/bin"))?;
+    fs::write(root.path().join("etc/docker/daemon.json"), "{}\n")?;
+    let at = root.path().to_string_lossy().into_owned();
+    for command in ["install", "uninstall"] {
+        let args = [command, "--docker", "--no-restart", "--root", &at];
+        let done = schemas.check(d, &args)?;
+        let changes = done["changes"].as_array().context("changes")?;
+        ensure!(!changes.is_empty(), "{done}");
+    }
+    // Without a live tree, and without a keeper.
+    d.diffkeeper(&["rm", "told", "--yes"])?.ok()?;
+    schemas.check(d, &["states"])?;
+    keeper.stop()?;
+    schemas.check(d, &["states"])?;
+    schemas.check(d, &["prune"])?;
+    ensure!(
+        schemas.used == commands,
+        "not run: {:?}",
+        commands.difference(&schemas.used)
+    );
+    for name in ["told", "told-2"] {
+        d.diffkeeper(&["rm", name, "--yes", "--history"])?.ok()?;
+    }
+    Ok(())
+}
+
+fn the_exit_status_says_what_was_wrong(d: &Daemon) -> Result<()> {
+    // The table is the same in both places.
+    let page = documents("history.md")?;
+    let help = d.diffkeeper(&["--help"])?.ok()?;
+    let documented: HashMap<&str, &str> = help
+        .lines()
+        .skip_while(|line| *line != "Exit status:")
+        .skip(1)
+        .filter_map(|line| line.trim().split_once(' '))
+        .map(|(status, words)| (status, words.trim()))
+        .collect();
+    for status in ["0", "1", "2", "3", "4", "130", "141"] {
+        let words = documented
+            .get(status)
+            .with_context(|| format!("{status} is not in --help"))?;
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| {status} |")));
+        let plain = row.with_context(|| format!("{status} is not in docs/history.md"))?;
+        let plain = plain.replace(['`', '\\'], "");
+        ensure!(plain.contains(words), "{plain:?}, and {words:?}");
+    }
+
+    let keeper = Keeper::start(d, "interval = \"off\"")?;
+    let image = d.import("busybox")?;
+    let script = "head -c 100000 /dev/urandom > /data";
+    d.ctr(&[
+        "run",
+        "--rm",
+        "--runtime",
+        OURS,
+        &image,
+        "ends",
+        "sh",
+        "-c",
+        script,
+    ])?
+    .ok()?;
+    d.diffkeeper(&["commit", "ends", "--tag", "good"])?.ok()?;
+    let expect = |status: i32, args: &[&str]| -> Result<()> {
+        let ran = d.diffkeeper(args)?;
+        ensure!(ran.status == status, "{args:?}: {ran:?}, expected {status}");
+        ensure!(
+            status == 0 || status == 4 || ran.out.is_empty(),
+            "{args:?}: {ran:?}"
+        );
+        Ok(())
+    };
+    expect(0, &["log", "ends"])?;
+    expect(1, &["tag", "ends@good", "no such tag/name"])?;
+    expect(1, &["restore", "ends@-nonsense"])?;
+    expect(2, &["log"])?;
+    expect(2, &["log", "ends", "--no-such-option"])?;
+    expect(2, &["no-such-command"])?;
+    expect(3, &["log", "nobody"])?;
+    expect(3, &["show", "ends@nothing"])?;
+    expect(3, &["cat", "ends", "/nowhere"])?;
+    expect(3, &["rm", "nobody", "--yes"])?;
+    expect(0, &["verify", "--read-data"])?;
+    expect(0, &["audit", "ends"])?;
+    keeper.stop()?;
+
+    // One bit in the content.
+    let packs = d.folder().join("diffkeeper/store/packs");
+    let mut longest: Option<(u64, std::path::PathBuf)> = None;
+    for entry in fs::read_dir(&packs)? {
+        let entry = entry?;
+        let size = entry.metadata()?.len();
+        if longest.as_ref().is_none_or(|(most, _)| size > *most) {
+            longest = Some((size, entry.path()));
+        }
+    }
+    let (size, pack) = longest.context("a pack")?;
+    let whole = fs::read(&pack)?;
+    let mut bytes = whole.clone();
+    *bytes.get_mut(usize::try_from(size / 2)?).context("its middle")? ^= 1;
+    fs::write(&pack, &bytes)?;
+    expect(4, &["verify", "--read-data"])?;
+    let mut schemas = Schemas::read()?;
+    let found = schemas.check_as(d, "verify", &["verify", "--read-data"], 4)?;
+    ensure!(
+        found["problems"]
+            .as_array()
+            .is_some_and(|problems| !problems.is_empty()),
+        "{found}"
+    );
+    fs::write(&pack, &whole)?;
+    expect(0, &["verify", "--read-data"])?;
+    d.diffkeeper(&["rm", "ends", "--yes", "--history"])?.ok()?;
+    Ok(())
+}
