@@ -158,7 +158,11 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Command::Prune { dry_run, json } => states::prune(&config(cli)?, *dry_run, *json),
         Command::History(command) => {
-            let config = config(cli)?;
+            let of_recording = history::recording(command)?;
+            let (config, command) = match &of_recording {
+                Some((config, command)) => (config.clone(), command),
+                None => (config(cli)?, command),
+            };
             let _pager = (command.is_paged() && !cli.no_pager)
                 .then(terminal::Pager::start)
                 .flatten();

@@ -66,7 +66,11 @@ impl Keeper {
     /// # Errors
     /// A store in use, damaged or of a newer version; a disk that cannot hold it.
     pub fn open(config: &Config) -> Result<Keeper> {
-        let node = Node::open(&config.root)?;
+        Keeper::with(config, Node::open(&config.root)?)
+    }
+
+    /// Opens the store, beside these live trees.
+    pub(crate) fn with(config: &Config, node: Node) -> Result<Keeper> {
         let dir = store_of(config);
         let hash = if config.history.sha256 {
             Hash::Sha256
@@ -92,6 +96,11 @@ impl Keeper {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The node's name, and its boot.
+    pub(crate) fn place(&self) -> (&str, &str) {
+        (&self.node_name, &self.boot)
     }
 
     /// The live trees.
@@ -167,10 +176,37 @@ impl Keeper {
     /// None that it means.
     pub fn version(&self, said: &str, version: &str) -> Result<(Known, Recorded)> {
         let known = self.known(said)?;
-        let recorded = self.store.resolve(&known, &parse_version(version)?)?;
+        let recorded = self.resolve(&known, version)?;
         Ok((known, recorded))
     }
 
+    fn resolve(&self, known: &Known, version: &str) -> Result<Recorded> {
+        let version = match version.strip_prefix('+') {
+            Some(since) => Version::At(self.since(known, since)?),
+            None => parse_version(version)?,
+        };
+        Ok(self.store.resolve(known, &version)?)
+    }
+
+    /// A time since the first commit: nanoseconds since 1970. Without milliseconds the whole second counts.
+    fn since(&self, known: &Known, text: &str) -> Result<i64> {
+        let since = runtime_spec::duration::parse(text).ok_or_else(|| {
+            Error::Refused(format!(
+                "\"+{text}\" is not a version: a duration such as 2m14s or 2m14s300ms follows the +"
+            ))
+        })?;
+        let mut first = known.newest()?;
+        self.store.log(known, 1, |recorded| {
+            first = recorded.id;
+            Ok(ControlFlow::Break(()))
+        })?;
+        let within = if text.contains("ms") { 0 } else { 999_999_999 };
+        let since = i64::try_from(since.as_nanos()).unwrap_or(i64::MAX);
+        let first = self.store.commit(first)?.commit.time;
+        Ok(first.saturating_add(since).saturating_add(within))
+    }
+
+    /// The dedup domain of a state: tenants neither learn of nor harm each other.
     fn domain(&self, name: &StateName) -> String {
         domain_of(self.history.share, &name.to_string())
     }
@@ -314,7 +350,7 @@ impl Keeper {
                     before,
                 });
             }
-            (false, _) => self.store.resolve(&known, &parse_version(version)?)?,
+            (false, _) => self.resolve(&known, version)?,
         };
         let target = match how.path {
             Some(_) => self.store.with_content(target.id)?,

@@ -9,6 +9,7 @@ mod freezer;
 pub mod keeper;
 pub mod metrics;
 pub mod progress;
+pub mod recording;
 pub mod redshift;
 mod repair;
 pub mod serve;

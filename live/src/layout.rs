@@ -51,6 +51,14 @@ impl Node {
         Ok(node)
     }
 
+    /// Of a directory that has no live trees, and nothing is made for any: for histories of something else.
+    #[must_use]
+    pub fn none(root: &Path) -> Node {
+        Node {
+            root: root.to_owned(),
+        }
+    }
+
     fn check(&self) -> Result<()> {
         let root = &self.root;
         let unfit = |problem: String| Error::Unfit {

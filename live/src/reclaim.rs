@@ -99,6 +99,9 @@ impl Node {
     pub fn states(&self) -> Result<Vec<StateInfo>> {
         let mut found = Vec::new();
         let live = self.live();
+        if !live.exists() {
+            return Ok(found);
+        }
         collect(&live, &live, &mut found)?;
         found.sort_by_key(|s| s.name.to_string());
         Ok(found)

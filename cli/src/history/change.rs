@@ -234,8 +234,15 @@ pub fn timeline(
     let oldest = since.map_or(Ok(i64::MIN), |text| moment(text, false))?;
     let newest = until.map_or(Ok(i64::MAX), |text| moment(text, true))?;
     let mut lines = Vec::new();
+    // Who recorded a test thinks of when it began.
+    let is_recording = keeper::recording::Mark::read(&config.root).is_some();
+    let mut first = None;
     with_keeper(config, async |client| {
         let mut after = resolve(&client, state).await?;
+        if is_recording {
+            let first_of_all = format!("{state}@+0ms");
+            first = Some(resolve(&client, &first_of_all).await?.time);
+        }
         // Newest first: a commit and the one before it.
         while after.time >= oldest && after.given_up.is_empty() && !after.previous.is_empty() {
             let before = resolve(&client, &format!("{}@{}", after.state, after.previous)).await?;
@@ -266,7 +273,7 @@ pub fn timeline(
         let all: Vec<_> = all
             .map(|(commit, change)| {
                 json!({
-                    "time_ns": commit.time, "commit": commit.id, "change": word(change).0,
+                    "time_ns": commit.time, "since_first_ns": first.map(|first| commit.time - first), "commit": commit.id, "change": word(change).0,
                     "path": String::from_utf8_lossy(&of(change).path),
                     "size": change.after.as_ref().map(|entry| entry.size),
                     "size_before": change.before.as_ref().map(|entry| entry.size),
@@ -278,7 +285,7 @@ pub fn timeline(
         let rows: Vec<Vec<String>> = all
             .map(|(commit, change)| {
                 vec![
-                    time(commit.time),
+                    first.map_or_else(|| time(commit.time), |first| since_first(commit.time - first)),
                     paint(COMMIT, short(&commit.id)),
                     letter(change),
                     sizes(change),
@@ -286,9 +293,20 @@ pub fn timeline(
                 ]
             })
             .collect();
-        table::print(&["TIME", "COMMIT", "", "SIZE", "PATH"], &rows);
+        let when = if is_recording { "SINCE" } else { "TIME" };
+        table::print(&[when, "COMMIT", "", "SIZE", "PATH"], &rows);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A time since the first commit as a version has it, rounded up: what was recorded then is in it.
+fn since_first(nanos: i64) -> String {
+    let millis = u64::try_from(nanos).unwrap_or(0).div_ceil(1_000_000);
+    let (minutes, seconds, millis) = (millis / 60_000, millis / 1000 % 60, millis % 1000);
+    match minutes {
+        0 => format!("+{seconds}s{millis:03}ms"),
+        _ => format!("+{minutes}m{seconds:02}s{millis:03}ms"),
+    }
 }
 
 /// Whether a path is like a pattern: `*` is anything, `?` one byte.
@@ -323,6 +341,20 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_since_are_versions() {
+        for (nanos, text) in [
+            (0, "+0s000ms"),
+            (1, "+0s001ms"),
+            (134_300_000_000, "+2m14s300ms"),
+            (3_600_000_000_000, "+60m00s000ms"),
+        ] {
+            assert_eq!(since_first(nanos), text);
+            let read = runtime_spec::duration::parse(&text[1..]).unwrap().as_nanos();
+            assert!(read >= nanos as u128 && read - (nanos as u128) < 1_000_000);
+        }
+    }
 
     #[test]
     fn patterns() {

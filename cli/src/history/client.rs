@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
-use keeper::{Keeper, service::Service};
+use keeper::{Keeper, recording::Mark, service::Service};
 use keeper_api::keeper::{keeper as api, keeper_ttrpc::KeeperClient};
 use runtime_spec::config::Config;
 use ttrpc::asynchronous::Client;
@@ -38,7 +38,7 @@ pub fn with_keeper_at<T>(
                 let at = config.keeper.parent().unwrap_or(Path::new("/"));
                 return work(client, at).await;
             }
-            match Keeper::open(config) {
+            match open(config) {
                 // A keeper that is just starting, or another command.
                 Err(keeper::Error::Store(store::Error::Locked(_))) if since.elapsed() < OTHERS => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -134,6 +134,13 @@ fn in_the_store(config: &Config) -> Option<BTreeMap<String, History>> {
         }
     }
     Some(found)
+}
+
+fn open(config: &Config) -> keeper::Result<Keeper> {
+    match Mark::read(&config.root) {
+        Some(_) => Keeper::of_recording(&config.root),
+        None => Keeper::open(config),
+    }
 }
 
 async fn connect(socket: &Path) -> Option<KeeperClient> {

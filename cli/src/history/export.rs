@@ -17,7 +17,7 @@ use runtime_spec::config::Config;
 use tokio::io::AsyncReadExt;
 
 use super::{
-    client::{patient, said, version, with_keeper, with_keeper_at},
+    client::{self, patient, said, with_keeper, with_keeper_at},
     image,
     progress::long,
 };
@@ -49,6 +49,9 @@ pub struct Export {
     /// What to make; tar where TO is - or ends in .tar, else dir
     #[arg(long, value_enum)]
     pub format: Option<Format>,
+    /// The version of so long after the first commit, instead of @VERSION: 2m14s
+    #[arg(long)]
+    pub at: Option<String>,
     #[command(flatten)]
     pub base: image::Base,
 }
@@ -60,6 +63,16 @@ pub fn run(config: &Config, how: &Export) -> Result<ExitCode> {
         .format
         .unwrap_or(if to_tar { Format::Tar } else { Format::Dir });
     let path = how.path.as_deref().unwrap_or_default();
+    let version = match &how.at {
+        None => how.version.clone(),
+        Some(at) => {
+            ensure!(
+                !how.version.contains('@'),
+                "--at and @ both say which version: give one of them"
+            );
+            format!("{}@+{at}", how.version)
+        }
+    };
     ensure!(
         format == Format::Image || how.base.is_default(),
         "--base, --image and --name are for --format image"
@@ -70,19 +83,19 @@ pub fn run(config: &Config, how: &Export) -> Result<ExitCode> {
                 how.to != Path::new("-"),
                 "a directory cannot go to standard output: --format tar"
             );
-            directory(config, &how.version, &how.to, path)
+            directory(config, &version, &how.to, path)
         }
         Format::Image => {
             ensure!(
                 path.is_empty(),
                 "an image is made of a whole version: --path is for the other formats"
             );
-            image::export(config, &how.version, &how.to, &how.base)
+            image::export(config, &version, &how.to, &how.base)
         }
         Format::Tar | Format::Layer => {
             let mut target = Target::new(&how.to)?;
             let request = api::ArchiveRequest {
-                version: MessageField::some(version(&how.version)),
+                version: MessageField::some(client::version(&version)),
                 path: path.as_bytes().to_vec(),
                 layer: format == Format::Layer,
                 ..api::ArchiveRequest::default()
@@ -112,7 +125,7 @@ pub fn directory(config: &Config, of: &str, to: &Path, below: &str) -> Result<Ex
     let to = std::path::absolute(to).with_context(|| format!("make {} absolute", to.display()))?;
     let done = with_keeper(config, async |client| {
         let request = api::ExportRequest {
-            version: MessageField::some(version(of)),
+            version: MessageField::some(client::version(of)),
             path: below.as_bytes().to_vec(),
             to: to.to_str().context("the directory's name is not UTF-8")?.into(),
             ..api::ExportRequest::default()

@@ -23,7 +23,7 @@ use crate::{
 const FEW: u32 = 20;
 
 /// Which commits are listed, and how.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Log {
     /// The state, or a version to begin with: web, web@-1h
     pub version: String,

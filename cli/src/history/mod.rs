@@ -9,6 +9,7 @@ mod image;
 mod log;
 mod look;
 mod progress;
+mod record;
 mod repair;
 mod store;
 
@@ -18,7 +19,7 @@ use clap::{Args, Subcommand};
 
 /// The commands. A version is written `STATE@VERSION`: `web@head`, `web@~3`, `web@-5m`, `web@2026-11-20T19:02:11Z`,
 /// `'web@2026-11-20 19:02:11'`, `web@TAG`, `web@1a2b3c`; a state alone is its newest commit.
-#[derive(Subcommand)]
+#[derive(Subcommand, Clone)]
 pub enum Command {
     /// List a state's commits, newest first
     Log(log::Log),
@@ -182,6 +183,9 @@ pub enum Command {
         #[arg(long)]
         commit: Option<String>,
     },
+    /// Record a plain directory while a command runs: no containers, no root
+    #[command(after_help = record::HELP)]
+    Record(record::Record),
     /// What the store holds, and what it takes
     Stats {
         /// Print JSON
@@ -203,7 +207,7 @@ impl Command {
 }
 
 /// Going back.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Restore {
     /// The version, or with --cancel a state
     pub version: String,
@@ -237,8 +241,48 @@ fn percent(text: &str) -> Result<u32, String> {
 
 pub use self::{
     client::{History, histories, stop_keeper},
+    record::recording,
     store::forget,
 };
+
+impl Command {
+    /// The versions that it is about, or the states.
+    fn versions(&mut self) -> Vec<&mut String> {
+        match self {
+            Command::Show { version, .. }
+            | Command::Ls { version, .. }
+            | Command::Cat { version, .. }
+            | Command::Tag { version, .. }
+            | Command::Prove { version, .. }
+            | Command::Fork { version, .. } => vec![version],
+            Command::Log(log) => vec![&mut log.version],
+            Command::Diff { before, after, .. } => {
+                [Some(before), after.as_mut()].into_iter().flatten().collect()
+            }
+            Command::Timeline { state, .. }
+            | Command::Commit { state, .. }
+            | Command::Undo { state, .. }
+            | Command::Audit { state, .. } => vec![state],
+            Command::Restore(restore) => vec![&mut restore.version],
+            Command::Export(export) => vec![&mut export.version],
+            Command::Verify { .. }
+            | Command::Gc { .. }
+            | Command::Repair { .. }
+            | Command::CheckProof { .. }
+            | Command::Record(_)
+            | Command::Stats { .. } => Vec::new(),
+        }
+    }
+
+    /// Whether it changes what a live tree is made of: a recording has none.
+    fn needs_live_tree(&self) -> bool {
+        match self {
+            Command::Commit { .. } | Command::Undo { .. } | Command::Fork { .. } => true,
+            Command::Restore(restore) => restore.to.is_none(),
+            _ => false,
+        }
+    }
+}
 
 /// Does what a command says.
 ///
@@ -300,6 +344,7 @@ pub fn run(
         Command::Audit { state, json } => store::audit(config, state, *json),
         Command::Prove { version, path } => store::prove(config, version, path),
         Command::CheckProof { proof, commit } => store::check_proof(proof, commit.as_deref()),
+        Command::Record(how) => record::run(how),
         Command::Stats { json } => store::stats(config, *json),
     }
 }
