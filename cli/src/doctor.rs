@@ -12,9 +12,10 @@ use live::Node;
 use runtime_spec::config::Config;
 use serde::Serialize;
 
-use crate::table;
+use crate::{install::docker, table};
 
 const SHIM: &str = "containerd-shim-diffkeeper-v1";
+const DOCKER_CONFIG: &str = "/etc/docker/daemon.json";
 /// Below this a database that fills the disk is a matter of minutes.
 const LITTLE_SPACE: u64 = 1 << 30;
 
@@ -67,6 +68,7 @@ fn error(check: &'static str, found: impl Into<String>, advice: impl Into<String
 pub fn run(config: &Path, address: &Path, json: bool) -> Result<ExitCode> {
     let mut findings = vec![user(), kernel(), overlayfs(), id_mapped_mounts(), runc()];
     findings.extend(containerd(address));
+    findings.extend(docker(Path::new(DOCKER_CONFIG)));
     let (finding, config) = configuration(config);
     findings.push(finding);
     findings.extend(live_trees(&config));
@@ -215,6 +217,29 @@ fn containerd(address: &Path) -> Vec<Finding> {
         ),
     });
     findings
+}
+
+/// Docker, where there is one: an old one runs our containers under runc without a word.
+fn docker(config: &Path) -> Option<Finding> {
+    let output = Command::new("dockerd").arg("--version").output().ok()?;
+    let version = first_line(&output.stdout);
+    let configured = std::fs::read_to_string(config).is_ok_and(|text| docker::has_runtime(&text));
+    Some(match docker::check_version(&version) {
+        Ok(()) => ok("docker", version),
+        Err(told) if configured => error(
+            "docker",
+            told.to_string(),
+            format!(
+                "until then take the runtime out of {}: diffkeeper uninstall --docker",
+                config.display()
+            ),
+        ),
+        Err(told) => warning(
+            "docker",
+            told.to_string(),
+            "nothing, unless this Docker is to keep states",
+        ),
+    })
 }
 
 /// The process that serves this socket: by the address on its command line, or else by its name.

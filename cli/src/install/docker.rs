@@ -1,10 +1,42 @@
 //! What Docker's `daemon.json` should say: text in, text out.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::containerd::{HANDLER, RUNTIME_TYPE, Without};
+
+/// The first Docker that reads `runtimeType` in `daemon.json` (moby/moby#45032).
+const FIRST: u32 = 24;
+
+/// Refuses a Docker, by what `dockerd --version` says, that takes the entry and then runs containers under runc.
+///
+/// # Errors
+/// A version before 24.
+pub fn check_version(line: &str) -> Result<()> {
+    // Docker version 28.5.2, build ecc6942
+    let major = line.split_whitespace().find_map(|word| {
+        let (major, _) = word.split_once('.')?;
+        major.parse::<u32>().ok()
+    });
+    match major {
+        Some(23) => bail!(
+            "{line} ignores `runtimeType` in daemon.json and would run such containers under runc, keeping nothing: \
+             upgrade Docker to {FIRST} or later, or say `docker run --runtime {RUNTIME_TYPE}`, which needs no entry"
+        ),
+        Some(major) if major < FIRST => bail!(
+            "{line} ignores `runtimeType` in daemon.json and would run such containers under runc, keeping nothing: \
+             upgrade Docker to {FIRST} or later"
+        ),
+        Some(_) => Ok(()),
+        None => bail!("`dockerd --version` says {line:?}, and {FIRST} or later is needed"),
+    }
+}
+
+/// Whether a file names our runtime.
+pub fn has_runtime(text: &str) -> bool {
+    !matches!(without_runtime(text), Ok(Without::Same) | Err(_))
+}
 
 fn parse(text: &str) -> Result<Map<String, Value>> {
     // dockerd takes an empty file for no file.
@@ -116,5 +148,28 @@ mod tests {
         assert!(with_runtime("[]").is_err());
         assert!(with_runtime("{\"runtimes\": 3}").is_err());
         assert!(with_runtime("{").is_err());
+    }
+
+    #[test]
+    fn an_old_docker_is_refused() {
+        let told = |line: &str| check_version(line).err().map(|e| e.to_string());
+        for fine in [
+            "Docker version 28.5.2, build ecc6942",
+            "Docker version 24.0.0, build 98fdcd7",
+            "Docker version 26.1.5+dfsg1, build a72d7cd",
+        ] {
+            assert_eq!(told(fine), None);
+        }
+        let old = told("Docker version 20.10.24+dfsg1, build 297e128").unwrap();
+        assert!(
+            old.contains("20.10.24") && old.contains("upgrade") && !old.contains("--runtime"),
+            "{old}"
+        );
+        let between = told("Docker version 23.0.6, build ef23cbc").unwrap();
+        assert!(
+            between.contains("--runtime io.containerd.diffkeeper.v1"),
+            "{between}"
+        );
+        assert!(told("something else").is_some() && told("").is_some());
     }
 }

@@ -88,6 +88,23 @@ impl Host {
         Ok(Some(containerd))
     }
 
+    /// What the host's dockerd says of its version; none where there is no dockerd.
+    ///
+    /// # Errors
+    /// One that cannot be run.
+    pub fn docker_version(&self) -> Result<Option<String>> {
+        let paths = USUAL_PATH.iter().map(|dir| Path::new(dir).join("dockerd"));
+        let Some(path) = paths.into_iter().find(|path| self.at(path).is_file()) else {
+            return Ok(None);
+        };
+        let output = self
+            .command(&path)
+            .arg("--version")
+            .output()
+            .with_context(|| format!("run `{} --version`", path.display()))?;
+        Ok(Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+    }
+
     /// Whether systemd runs there.
     pub fn has_systemd(&self) -> bool {
         self.at("/run/systemd/system").is_dir()

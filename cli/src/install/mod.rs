@@ -5,7 +5,7 @@
 //! changed, so that whatever happens in between, running it again finishes the work and `uninstall` finds it all.
 
 mod containerd;
-mod docker;
+pub mod docker;
 mod files;
 mod host;
 mod plan;

@@ -39,16 +39,27 @@ fn text(host: &Host, path: &Path) -> Result<Option<String>> {
 
 /// For Docker.
 pub fn docker(host: &Host, path: &Path) -> Result<Plan> {
+    let left = || format!("{} is left as it is", path.display());
+    let version = host.docker_version()?;
+    if let Some(version) = &version {
+        docker::check_version(version).with_context(left)?;
+    }
     let before = text(host, path)?;
-    let after = docker::with_runtime(before.as_deref().unwrap_or_default())
-        .with_context(|| format!("{} is left as it is", path.display()))?;
+    let after = docker::with_runtime(before.as_deref().unwrap_or_default()).with_context(left)?;
+    let unchecked = version.is_none() && after.is_some();
     Ok(Plan {
         write: after.map(|after| Write {
             path: path.to_owned(),
             before,
             after,
         }),
-        notes: Vec::new(),
+        notes: unchecked
+            .then(|| {
+                "there is no dockerd to ask for its version: one before 24 ignores this and keeps nothing"
+                    .into()
+            })
+            .into_iter()
+            .collect(),
     })
 }
 

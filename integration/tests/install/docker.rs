@@ -1,16 +1,17 @@
 //! Docker's `daemon.json`, and nodes without a containerd to ask.
 
-use std::fs;
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Result, ensure};
 
-use crate::node::Node;
+use crate::node::{Node, diffkeeper, run};
 
 type Test = fn() -> Result<()>;
 
 pub const TESTS: &[(&str, Test)] = &[
     ("docker::install::there_and_back", there_and_back),
     ("docker::install::refusals", refusals),
+    ("docker::install::an_old_docker", an_old_docker),
     ("docker::install::both_engines", both_engines),
     ("install::without_a_containerd", without_a_containerd),
     ("install::paths_that_cannot_be", paths_that_cannot_be),
@@ -74,6 +75,50 @@ fn refusals() -> Result<()> {
     }
     ensure!(node.tree()? == tree, "something was changed");
     Ok(())
+}
+
+/// Docker before 24 takes the entry, ignores it, and keeps nothing without a word.
+fn an_old_docker() -> Result<()> {
+    for (version, words) in [
+        (
+            "Docker version 20.10.24+dfsg1, build 297e128",
+            ["20.10.24", "runc", "24 or later"],
+        ),
+        (
+            "Docker version 23.0.6, build ef23cbc",
+            ["23.0.6", "24 or later", "--runtime io.containerd.diffkeeper.v1"],
+        ),
+    ] {
+        let node = Node::new()?;
+        node.dockerd(version)?;
+        let tree = node.tree()?;
+        node.diffkeeper(&["install", "--docker"])?.fails_with(&words)?;
+        ensure!(node.tree()? == tree, "something was changed");
+        // doctor says so where it was configured by hand; it looks at this machine's own Docker.
+        if !Path::new("/etc/docker/daemon.json").exists() {
+            let path = format!("{}:{}", node.at("usr/bin").display(), std::env::var("PATH")?);
+            let config = node.at("config.toml");
+            fs::write(&config, format!("root = {:?}\n", node.at("live")))?;
+            let mut doctor = Command::new(diffkeeper());
+            let told = run(doctor
+                .arg("doctor")
+                .env("PATH", path)
+                .env("DIFFKEEPER_CONFIG", config))?;
+            ensure!(
+                words.iter().all(|word| told.out.contains(word)) && told.out.contains("warning  docker"),
+                "{}",
+                told.out
+            );
+        }
+    }
+    let node = Node::new()?;
+    let said = node.diffkeeper(&["install", "--docker"])?.ok()?;
+    ensure!(said.contains("no dockerd to ask"), "{said}");
+    let node = Node::new()?;
+    node.dockerd("Docker version 24.0.0, build 98fdcd7")?;
+    let said = node.diffkeeper(&["install", "--docker"])?.ok()?;
+    ensure!(!said.contains("no dockerd to ask"), "{said}");
+    runtime(&node).map(drop)
 }
 
 fn both_engines() -> Result<()> {

@@ -67,6 +67,15 @@ impl Node {
         self.program(&Path::new("/usr/bin").join(program), "usr/bin/systemctl")
     }
 
+    /// A dockerd that says this of its version.
+    pub fn dockerd(&self, version: &str) -> Result<()> {
+        fs::create_dir_all(self.at("bin"))?;
+        self.program(&fs::canonicalize("/bin/sh")?, "bin/sh")?;
+        self.write("usr/bin/dockerd", &format!("#!/bin/sh\necho '{version}'\n"))?;
+        fs::set_permissions(self.at("usr/bin/dockerd"), fs::Permissions::from_mode(0o755))?;
+        Ok(())
+    }
+
     /// Whether systemctl has been told this since the last time it was asked.
     pub fn told(&self, verb: &str, unit: &str) -> bool {
         let [verb, unit] = [verb, unit].map(|name| fs::remove_file(self.at(name)).is_ok());
