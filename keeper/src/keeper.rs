@@ -77,7 +77,13 @@ impl Keeper {
         } else {
             Hash::Blake3
         };
+        // Before the store: a key that cannot be used is to be put right first.
+        let signer = config.history.signing_key.as_deref().map(store::Signer::read);
+        let signer = signer.transpose()?;
         let store = Store::open(&dir, hash)?;
+        if let Some(signer) = signer {
+            store.sign_with(signer);
+        }
         let boot = Path::new("/proc/sys/kernel/random/boot_id");
         let boot = std::fs::read_to_string(boot).on("read", boot)?;
         let name = nix::unistd::gethostname().on("ask for", Path::new("the node's name"))?;

@@ -727,10 +727,23 @@ impl Api for Service {
     async fn audit(&self, _: &TtrpcContext, request: api::AuditRequest) -> ttrpc::Result<api::AuditResponse> {
         self.run(move |keeper| {
             let known = keeper.known(&request.state)?;
-            let audited = keeper.store().audit(&known)?;
+            let keys: store::Result<Vec<_>> = request
+                .public_keys
+                .iter()
+                .map(|key| store::PublicKey::parse(key))
+                .collect();
+            let audited = keeper.store().audit(&known, &keys?)?;
             Ok(api::AuditResponse {
                 commits: audited.commits,
                 lost: audited.lost,
+                signed: audited.signed,
+                unsigned_count: audited.unsigned.len() as u64,
+                unsigned: audited
+                    .unsigned
+                    .iter()
+                    .take(limit(0))
+                    .map(ToString::to_string)
+                    .collect(),
                 head: known.newest()?.to_string(),
                 given_up: keeper.store().tombstones(&known)?.len() as u64,
                 ..api::AuditResponse::default()

@@ -83,6 +83,8 @@ pub struct History {
     pub metrics: Option<SocketAddr>,
     /// Which commits keep their content, the youngest first.
     pub retention: Vec<Keep>,
+    /// The key that signs commits, where they are signed.
+    pub signing_key: Option<PathBuf>,
 }
 
 /// Of the commits up to an age, one for each so long: `1m for 1d`.
@@ -123,6 +125,7 @@ impl Default for History {
                 .iter()
                 .filter_map(|rule| Keep::parse(rule))
                 .collect(),
+            signing_key: None,
         }
     }
 }
@@ -275,7 +278,12 @@ impl History {
                     rules.sort_by_key(|rule| rule.age);
                     history.retention = rules;
                 }
-                _ => return Err(at.unknown("interval, max-pause, store, share, hash, metrics, retention")),
+                "signing-key" => history.signing_key = Some(at.absolute(value)?),
+                _ => {
+                    return Err(at.unknown(
+                        "interval, max-pause, store, share, hash, metrics, retention, signing-key",
+                    ));
+                }
             }
         }
         Ok(history)

@@ -6,6 +6,7 @@ use crate::{
     error::{Result, damaged},
     history::Known,
     id::Id,
+    sign::PublicKey,
     store::Store,
 };
 
@@ -16,14 +17,19 @@ pub struct Audited {
     pub commits: u64,
     /// Of so many a repair found nothing, not even what they said: the chain is not proven across them.
     pub lost: u64,
+    /// How many are signed by one of the keys that were given.
+    pub signed: u64,
+    /// Those that nobody signed, newest first.
+    pub unsigned: Vec<Id>,
 }
 
 impl Store {
-    /// Walks a state's chain of commits and checks that each is what its successor calls it, and that none is missing.
+    /// Walks a state's chain of commits and checks that each is what its successor calls it, and that none is missing. With
+    /// keys, each signature has to be of one of them.
     ///
     /// # Errors
     /// The first commit that is not what it should be.
-    pub fn audit(&self, state: &Known) -> Result<Audited> {
+    pub fn audit(&self, state: &Known, keys: &[PublicKey]) -> Result<Audited> {
         let Some((head, sequence)) = state.head else {
             return Ok(Audited::default());
         };
@@ -45,6 +51,24 @@ impl Store {
             if expected.is_some_and(|expected| expected != recorded.id) || recorded.commit.sequence != at {
                 let what = format!("commit {at} of {}", state.name);
                 return Err(damaged(what, "another stands in its place"));
+            }
+            if !keys.is_empty() {
+                match self.catalog.signature(recorded.id)? {
+                    None => audited.unsigned.push(recorded.id),
+                    Some(signature)
+                        if keys
+                            .iter()
+                            .any(|key| key.signed(self.hash, recorded.id, &signature)) =>
+                    {
+                        audited.signed += 1;
+                    }
+                    Some(_) => {
+                        return Err(damaged(
+                            format!("commit {at} of {} ({})", state.name, recorded.id.short()),
+                            "its signature is by none of the keys that were given",
+                        ));
+                    }
+                }
             }
             expected = Id::from_slice(&recorded.commit.previous);
             at = at.saturating_sub(1);

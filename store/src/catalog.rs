@@ -288,6 +288,11 @@ impl Batch {
         let history = key(b'H', &[&state.to_be_bytes(), &sequence.to_be_bytes()]);
         self.batch.remove(&self.rows, history);
         self.batch.remove(&self.rows, key(b'C', &[&id.0]));
+        self.batch.remove(&self.rows, key(b'G', &[&id.0]));
+    }
+
+    pub(crate) fn signature(&mut self, commit: Id, signature: &[u8]) {
+        self.put(key(b'G', &[&commit.0]), signature);
     }
 
     pub(crate) fn tag(&mut self, state: u64, name: &str, commit: Id) {
@@ -551,6 +556,11 @@ impl Catalog {
         row.map(|row| place_of_commit(&row)).transpose()
     }
 
+    /// The signature of a commit.
+    pub(crate) fn signature(&self, commit: Id) -> Result<Option<Vec<u8>>> {
+        Ok(self.get(key(b'G', &[&commit.0]))?.map(|row| row.to_vec()))
+    }
+
     /// Commits whose names begin so.
     pub(crate) fn commits_like(&self, prefix: &[u8]) -> Result<Vec<(Id, u64, u64)>> {
         let mut found = Vec::new();
@@ -605,7 +615,7 @@ impl Catalog {
         self.each(.., |key, _| {
             if !matches!(
                 key.first(),
-                Some(b'M' | b'D' | b'I' | b'P' | b'S' | b'H' | b'C' | b'R' | b'T' | b'L')
+                Some(b'M' | b'D' | b'I' | b'P' | b'S' | b'H' | b'C' | b'R' | b'T' | b'L' | b'G')
             ) {
                 found += 1;
             }

@@ -425,6 +425,9 @@ impl Session<'_> {
         };
         self.publish(|batch| {
             batch.commit(state.number, commit.sequence, id, &bytes);
+            if let Some(signer) = self.store.signer.get() {
+                batch.signature(id, &signer.sign(self.store.hash, id));
+            }
             batch.state(&state.name, &after.row());
             more(batch);
             Ok(())

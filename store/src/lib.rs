@@ -21,6 +21,7 @@ mod repair;
 mod rescue;
 mod retention;
 mod salvage;
+mod sign;
 mod store;
 mod sys;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use migrate::Migrating;
 pub use repair::{Lost, Plan};
 pub use rescue::Rescue;
 pub use retention::{DAMAGED, Retention, Rule, Tombstone};
+pub use sign::{PublicKey, Signer};
 pub use store::{FORMAT, Session, Store, Usage};
 pub use told::Answer;
 pub use verify::{Problem, Verified};

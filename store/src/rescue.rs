@@ -63,6 +63,7 @@ struct Rows {
     commits: Vec<(u64, u64, Id, Vec<u8>)>,
     tombstones: Vec<(u64, Tombstone)>,
     tags: Vec<(u64, String, Id)>,
+    signatures: Vec<(Id, Vec<u8>)>,
     /// States whose looks are of before what comes back.
     looks: Vec<u64>,
 }
@@ -269,6 +270,9 @@ impl Rows {
         for (state, name, id) in &self.tags {
             batch.tag(*state, name, *id);
         }
+        for (commit, signature) in &self.signatures {
+            batch.signature(*commit, signature);
+        }
         for state in &self.looks {
             catalog.looks(*state, |entry, _| {
                 batch.forget_look(*state, entry);
@@ -326,6 +330,12 @@ impl Catalog {
             if let (Some(state), Ok(name), Some(id)) = (number(key), name, Id::from_slice(row)) {
                 rows.tags.push((state, name.to_owned(), id));
             }
+            Ok(())
+        });
+        let _ = self.under(b"G", |key, row| {
+            let commit = Id::from_slice(key);
+            rows.signatures
+                .extend(commit.map(|commit| (commit, row.to_vec())));
             Ok(())
         });
         let _ = self.under(b"H", |key, row| {

@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -23,7 +23,9 @@ use crate::{
     id::{Hash, Id},
     migrate::Migrating,
     pack::{self, Class, FULL, Header, LONGEST, Object, RECORD, Record, Writer},
-    salvage, sys,
+    salvage,
+    sign::Signer,
+    sys,
     watermark::{self, Watermark},
 };
 
@@ -61,6 +63,8 @@ pub struct Store {
     pub(crate) gate: RwLock<()>,
     /// What was found to be there already while gc looked for what nobody needs.
     pub(crate) spared: Mutex<Option<HashSet<Key>>>,
+    /// Signs commits, where somebody wants it.
+    pub(crate) signer: OnceLock<Signer>,
     /// One at a time changes what a state's name means.
     pub(crate) names: Mutex<()>,
     /// The lock on the whole; the kernel drops it with the process.
@@ -183,6 +187,7 @@ impl Store {
             nodes: Cache::with_weighter(2048, NODES, Weight),
             gate: RwLock::default(),
             spared: Mutex::default(),
+            signer: OnceLock::new(),
             names: Mutex::default(),
             _lock: lock,
         };
@@ -206,6 +211,12 @@ impl Store {
         };
         self.catalog.count(watermark::Writer::create(&self.dir, first)?);
         Ok(())
+    }
+
+    /// From now on commits are signed.
+    pub fn sign_with(&self, signer: Signer) {
+        // A second key would be a second wish of the same configuration: the first stays.
+        let _ = self.signer.set(signer);
     }
 
     /// Its directory.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, ops::ControlFlow, path::Path};
 use proptest::prelude::*;
 
 use crate::{
-    Hash, Id, Known, Recorded, Result, Retention, Session, Store, Thorough, Version,
+    Hash, Id, Known, PublicKey, Recorded, Result, Retention, Session, Signer, Store, Thorough, Version,
     content::{Source, Written},
     format::{Commit, Entry, Kind, key},
     pack,
@@ -131,7 +131,7 @@ fn what_was_committed_is_there_after_reopening() {
     let verified = store.verify(100, |_| {}).unwrap();
     assert_eq!(verified.problems, []);
     assert!(verified.read > 3_000_000 && verified.commits == 1);
-    assert_eq!(store.audit(&state).unwrap().commits, 1);
+    assert_eq!(store.audit(&state, &[]).unwrap().commits, 1);
 }
 
 #[test]
@@ -372,7 +372,7 @@ fn gc_beside_commits_loses_nothing() {
     assert_eq!(verified.problems, []);
     for n in 0..2 {
         let state = known(&store, &format!("s{n}"));
-        assert_eq!(store.audit(&state).unwrap().commits, 30);
+        assert_eq!(store.audit(&state, &[]).unwrap().commits, 30);
         assert_eq!(store.tombstones(&state).unwrap().len(), 29);
         let head = store
             .commit(state.newest().unwrap())
@@ -519,6 +519,85 @@ fn a_newer_store_is_refused() {
     assert!(Store::open(&dir.path().join("store"), Hash::Blake3).is_err());
     fs::remove_file(&format).unwrap();
     assert!(Store::open(&dir.path().join("store"), Hash::Blake3).is_err());
+}
+
+#[test]
+fn signatures() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let keys: Vec<_> = ["a", "b"]
+        .into_iter()
+        .map(|name| {
+            let path = dir.path().join(name);
+            let public = Signer::make(&path).unwrap();
+            // Neither is written over.
+            assert!(Signer::make(&path).is_err());
+            (
+                path,
+                PublicKey::parse(&fs::read_to_string(public).unwrap()).unwrap(),
+            )
+        })
+        .collect();
+    let [(path, ours), (_, other)] = keys.try_into().ok().unwrap();
+    let version = |store: &Store, n: u64| commit(store, "a", |_| vec![put(entry_n(n, n))]);
+    {
+        let store = store(dir.path());
+        version(&store, 1);
+        store.sign_with(Signer::read(&path).unwrap());
+        version(&store, 2);
+    }
+    let store = store(dir.path());
+    store.sign_with(Signer::read(&path).unwrap());
+    let third = version(&store, 3);
+    let state = known(&store, "a");
+    let first = store.resolve(&state, &Version::Back(2)).unwrap();
+    let audited = store.audit(&state, std::slice::from_ref(&ours)).unwrap();
+    assert_eq!(
+        (audited.signed, audited.unsigned.as_slice()),
+        (2, &[first.id][..])
+    );
+    // Whoever did not sign it is told so, unless the one who did is asked too.
+    let told = store
+        .audit(&state, std::slice::from_ref(&other))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        told.contains(&third.id.short()) && told.contains("signature"),
+        "{told}"
+    );
+    let keys = [other, ours];
+    assert_eq!(store.audit(&state, &keys).unwrap().signed, 2);
+    // Every bit of a signature counts, and one of another commit is none.
+    let right = store.catalog.signature(third.id).unwrap().unwrap();
+    let second = store.resolve(&state, &Version::Back(1)).unwrap();
+    let mut wrong: Vec<Vec<u8>> = (0..right.len())
+        .map(|at| {
+            let mut wrong = right.clone();
+            wrong[at] ^= 1;
+            wrong
+        })
+        .collect();
+    wrong.push(store.catalog.signature(second.id).unwrap().unwrap());
+    wrong.push(Vec::new());
+    for wrong in wrong {
+        let mut batch = store.catalog.batch();
+        batch.signature(third.id, &wrong);
+        store.catalog.write(batch).unwrap();
+        let told = store.audit(&state, &keys).unwrap_err().to_string();
+        assert!(told.contains(&third.id.short()), "{told}");
+    }
+    // A key that others can read is none, and nothing else is one.
+    for mode in [0o640, 0o604, 0o620] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let told = Signer::read(&path).err().unwrap().to_string();
+        assert!(told.contains("chmod"), "{told}");
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&path, "something").unwrap();
+    assert!(Signer::read(&path).is_err() && PublicKey::parse("something").is_err());
+    // Forgotten with its state.
+    store.forget_state("a").unwrap();
+    assert_eq!(store.catalog.signature(second.id).unwrap(), None);
 }
 
 #[test]

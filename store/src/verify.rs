@@ -98,7 +98,7 @@ impl Store {
             }
         }
         for state in self.states()? {
-            if let Err(error) = self.audit(&state) {
+            if let Err(error) = self.audit(&state, &[]) {
                 done.wrong(error.to_string(), Some(state.name.clone()));
             }
             self.log(&state, u64::MAX, |recorded| {

@@ -140,7 +140,7 @@ fn check(dir: &Path, reported: &[Id], told: &str) {
     }
     for state in store.states().unwrap() {
         store
-            .audit(&state)
+            .audit(&state, &[])
             .unwrap_or_else(|error| panic!("{told}: {error}"));
         let Some((head, _)) = state.head else { continue };
         // What the newest commit holds, told from the messages of all.

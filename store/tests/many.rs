@@ -70,7 +70,7 @@ fn commits() {
     );
     let state = store.state("state").unwrap().unwrap();
     assert_eq!(
-        store.audit(&state).unwrap().commits,
+        store.audit(&state, &[]).unwrap().commits,
         u64::try_from(count).unwrap()
     );
     let since = Instant::now();
@@ -88,7 +88,7 @@ fn commits() {
     assert!(gone > 0);
     store.gc(Thorough::Erase, false, |_| {}).unwrap();
     assert_eq!(
-        store.audit(&state).unwrap().commits,
+        store.audit(&state, &[]).unwrap().commits,
         u64::try_from(count).unwrap()
     );
     assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);

@@ -71,7 +71,7 @@ fn check(dir: &Path, told: &str) {
     assert_eq!(store.verify(100, |_| {}).unwrap().problems, [], "{told}");
     for (name, gone) in [("ctr/default/web", 4), ("k8s/shop/db-0/db", 0)] {
         let state = store.state(name).unwrap().unwrap();
-        assert_eq!(store.audit(&state).unwrap().commits, 6, "{told}");
+        assert_eq!(store.audit(&state, &[]).unwrap().commits, 6, "{told}");
         assert_eq!(store.tombstones(&state).unwrap().len(), gone, "{told}");
         let second = store.resolve(&state, &Version::Named("second".into())).unwrap();
         assert_eq!(second.commit.message, "version 2", "{told}");

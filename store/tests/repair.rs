@@ -211,7 +211,7 @@ fn repaired(dir: &Path, told: &str) -> usize {
     }
     for (n, (name, domain)) in STATES.into_iter().enumerate() {
         let state = store.state(name).unwrap().unwrap();
-        assert!(store.audit(&state).unwrap().commits >= VERSIONS, "{told}");
+        assert!(store.audit(&state, &[]).unwrap().commits >= VERSIONS, "{told}");
         // The newest can be begun with, and history goes on.
         store
             .whole(state.newest().unwrap())
@@ -348,7 +348,7 @@ fn all_there(dir: &Path, told: &str) {
     assert_eq!(unreadable(&store, told), BTreeMap::new());
     for (name, domain) in STATES {
         let state = store.state(name).unwrap().unwrap();
-        let audited = store.audit(&state).unwrap();
+        let audited = store.audit(&state, &[]).unwrap();
         assert_eq!((audited.commits, audited.lost), (VERSIONS, 0), "{told}");
         assert_eq!(store.domain(domain).unwrap(), state.domain, "{told}");
     }
@@ -391,7 +391,7 @@ fn a_catalog_that_is_gone_and_packs_that_are_damaged() {
             let lost = unreadable(&store, &told);
             // A pack without a head tells no commits: a state may be gone with it, and nothing wrong comes instead.
             for state in store.states().unwrap() {
-                let audited = store.audit(&state).unwrap();
+                let audited = store.audit(&state, &[]).unwrap();
                 let of = lost.keys().filter(|(of, _)| *of == state.name).count() as u64;
                 let marks = store.tombstones(&state).unwrap().len() as u64;
                 assert_eq!(marks, of + audited.lost, "{told}");

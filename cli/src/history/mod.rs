@@ -1,5 +1,5 @@
 //! What was, and going back to it: `log`, `show`, `diff`, `ls`, `cat`, `timeline`, `commit`, `tag`, `restore`, `undo`,
-//! `fork`, `export`, `verify`, `repair`, `gc`, `audit`, `prove`, `stats`.
+//! `fork`, `export`, `verify`, `repair`, `gc`, `audit`, `keygen`, `prove`, `stats`.
 
 mod change;
 mod client;
@@ -164,9 +164,17 @@ pub enum Command {
     Audit {
         /// The state
         state: String,
+        /// Check signatures too, which have to be by this key (the file that `keygen` calls .pub); may be given again
+        #[arg(long, value_name = "FILE")]
+        public_key: Vec<PathBuf>,
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Make a key that signs commits: FILE for `signing-key` in the configuration, FILE.pub for whoever audits
+    Keygen {
+        /// The file; it must not be there yet
+        file: PathBuf,
     },
     /// Print a proof that a file was in a version, to standard output
     Prove {
@@ -268,6 +276,7 @@ impl Command {
             Command::Verify { .. }
             | Command::Gc { .. }
             | Command::Repair { .. }
+            | Command::Keygen { .. }
             | Command::CheckProof { .. }
             | Command::Record(_)
             | Command::Stats { .. } => Vec::new(),
@@ -341,7 +350,12 @@ pub fn run(
             json,
         } => repair::repair(config, *dry_run, *discard, *json),
         Command::Gc { dry_run, json } => store::gc(config, *dry_run, *json),
-        Command::Audit { state, json } => store::audit(config, state, *json),
+        Command::Audit {
+            state,
+            public_key,
+            json,
+        } => store::audit(config, state, public_key, *json),
+        Command::Keygen { file } => store::keygen(file),
         Command::Prove { version, path } => store::prove(config, version, path),
         Command::CheckProof { proof, commit } => store::check_proof(proof, commit.as_deref()),
         Command::Record(how) => record::run(how),

@@ -1,6 +1,10 @@
 //! Changing history's end, and looking after the store.
 
-use std::{io::Write, path::Path, process::ExitCode};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result, bail};
 use keeper_api::keeper::keeper as api;
@@ -255,17 +259,30 @@ pub fn gc(config: &Config, dry_run: bool, as_json: bool) -> Result<ExitCode> {
 }
 
 /// Walks a chain.
-pub fn audit(config: &Config, state: &str, as_json: bool) -> Result<ExitCode> {
+pub fn audit(config: &Config, state: &str, keys: &[PathBuf], as_json: bool) -> Result<ExitCode> {
+    let keys: Result<Vec<String>> = keys
+        .iter()
+        .map(|file| std::fs::read_to_string(file).with_context(|| format!("read {}", file.display())))
+        .collect();
+    let public_keys = keys?;
+    let checked = !public_keys.is_empty();
     let done = with_keeper(config, async |client| {
         let request = api::AuditRequest {
             state: state.into(),
+            public_keys,
             ..api::AuditRequest::default()
         };
         said(client.audit(patient(), &request).await)
     })?;
     if as_json {
-        let value =
-            json!({"commits": done.commits, "head": done.head, "given_up": done.given_up, "lost": done.lost});
+        let mut value = json!({
+            "commits": done.commits, "head": done.head, "given_up": done.given_up, "lost": done.lost,
+        });
+        if checked {
+            value["signed"] = json!(done.signed);
+            value["unsigned_count"] = json!(done.unsigned_count);
+            value["unsigned"] = json!(done.unsigned);
+        }
         println!("{}", serde_json::to_string_pretty(&value)?);
     } else {
         println!(
@@ -274,6 +291,12 @@ pub fn audit(config: &Config, state: &str, as_json: bool) -> Result<ExitCode> {
             short(&done.head),
             done.given_up
         );
+        if checked {
+            println!("{} are signed, {} are not", done.signed, done.unsigned_count);
+            for id in &done.unsigned {
+                println!("    unsigned: {}", short(id));
+            }
+        }
         if done.lost > 0 {
             println!(
                 "a repair found nothing of {} of them: the chain is not proven across those",
@@ -281,6 +304,17 @@ pub fn audit(config: &Config, state: &str, as_json: bool) -> Result<ExitCode> {
             );
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes a key.
+pub fn keygen(file: &Path) -> Result<ExitCode> {
+    let public = store::Signer::make(file)?;
+    println!(
+        "{} signs: `signing-key` under [history] in the configuration; {} is for whoever audits",
+        file.display(),
+        public.display()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
