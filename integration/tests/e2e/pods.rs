@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use integration::{
     Daemon,
     cri::{Cri, NAMESPACE},
@@ -771,36 +771,57 @@ fn many_pods_leave_nothing(d: &Daemon) -> Result<()> {
     let image = d.import_into(NAMESPACE, "volumes")?;
     let mounts = d.mounts()?.len();
     let sockets = || fs::read_dir("/run/containerd/s").map_or(0, Iterator::count);
-    let (before, cgroups, shims) = (sockets(), count_cgroups(d), d.shims(None).len());
-    for n in 0..if crate::soak() { 1000 } else { 20 } {
-        let pod = cri.run_pod(HANDLER, cri.pod_config("default", "many-0", &format!("m-{n}")))?;
-        let id = pod.run("app", 0, &image, "echo x >> /var/lib/data/lives; sleep 1000")?;
-        if n % 3 == 0 {
-            cri.stop(&id, 0)?;
+    let (before, shims) = (sockets(), d.shims(None).len());
+    let each = if crate::soak() { 250 } else { 25 };
+    let names = ["many-0", "many-1", "many-2", "many-3"];
+    let lives = |name: &str| -> Result<()> {
+        for n in 0..each {
+            let pod = cri.run_pod(HANDLER, cri.pod_config("default", name, &format!("{name}-{n}")))?;
+            let id = pod.run("app", 0, &image, "echo x >> /var/lib/data/lives; sleep 1000")?;
+            if n % 3 == 0 {
+                cri.stop(&id, 0)?;
+            }
+            ensure!(
+                !cgroups(d, &format!("{name}-{n}")).is_empty(),
+                "no cgroup to look for"
+            );
+            pod.delete()?;
         }
-        pod.delete()?;
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads = names.map(|name| scope.spawn(move || lives(name)));
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| anyhow!("a thread has panicked"))?)
+    })?;
+    for name in names {
+        let tree = format!("k8s/default/{name}/app/roots/volume@var@lib@data/tree/lives");
+        let found = fs::read_to_string(d.live().join(&tree)).with_context(|| tree)?;
+        ensure!(!found.is_empty(), "{name} has kept nothing");
     }
-    until("the last shim's end", Duration::from_secs(20), || {
+    until("the last shim's end", Duration::from_secs(60), || {
         d.shims(None).len() <= shims
     })?;
     ensure!(d.mounts()?.len() <= mounts, "{:?}", d.mounts()?);
-    ensure!(sockets() <= before, "sockets are left");
-    ensure!(count_cgroups(d) <= cgroups, "cgroups are left");
+    // Others may be starting shims on this machine too.
+    until("the last socket's end", Duration::from_secs(60), || {
+        sockets() <= before
+    })?;
+    let left = cgroups(d, "many-");
+    ensure!(left.is_empty(), "cgroups are left: {left:?}");
     let bundles = d.folder().join("state/io.containerd.runtime.v2.task/k8s.io");
     let left = fs::read_dir(&bundles).map_or(0, Iterator::count);
     ensure!(left <= shims, "{left} bundles are left");
     Ok(())
 }
 
-fn count_cgroups(d: &Daemon) -> usize {
+/// The cgroups of pods whose uid begins so.
+fn cgroups(d: &Daemon, uid: &str) -> Vec<String> {
+    let path = format!("*{}/pod{uid}*", d.namespace());
     let find = std::process::Command::new("find")
-        .args([
-            "/sys/fs/cgroup",
-            "-type",
-            "d",
-            "-path",
-            &format!("*{}*", d.namespace()),
-        ])
+        .args(["/sys/fs/cgroup", "-type", "d", "-path", &path])
         .output();
-    find.map_or(0, |found| found.stdout.iter().filter(|b| **b == b'\n').count())
+    let found = find.map(|found| found.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&found).lines().map(Into::into).collect()
 }
