@@ -2,18 +2,20 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    marker::PhantomData,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Daemon, wait::until};
+use crate::{Daemon, Docker, wait::until};
 
 /// A keeper that runs beside a daemon; it ends with this.
 pub struct Keeper<'d> {
-    daemon: &'d Daemon,
+    folder: PathBuf,
+    engine: PhantomData<&'d ()>,
     child: Child,
 }
 
@@ -23,7 +25,21 @@ impl<'d> Keeper<'d> {
     /// # Errors
     /// When it does not come up.
     pub fn start(daemon: &'d Daemon, settings: &str) -> Result<Keeper<'d>> {
-        let config = daemon.folder().join("diffkeeper.toml");
+        Self::configure(&daemon.folder(), settings)?;
+        Self::again(daemon)
+    }
+
+    /// Starts one beside a Docker, with `settings` under `[history]`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn beside(docker: &'d Docker, settings: &str) -> Result<Keeper<'d>> {
+        Self::configure(&docker.folder(), settings)?;
+        Self::run(docker.folder())
+    }
+
+    fn configure(folder: &Path, settings: &str) -> Result<()> {
+        let config = folder.join("diffkeeper.toml");
         let text = fs::read_to_string(&config)?;
         let head = text.split("[history]").next().unwrap_or_default().trim_end();
         let head: String = head
@@ -35,7 +51,7 @@ impl<'d> Keeper<'d> {
             &config,
             format!("{head}[history]\nmetrics = \"off\"\n{settings}\n"),
         )?;
-        Self::again(daemon)
+        Ok(())
     }
 
     /// Starts one with what is configured.
@@ -43,19 +59,27 @@ impl<'d> Keeper<'d> {
     /// # Errors
     /// When it does not come up.
     pub fn again(daemon: &'d Daemon) -> Result<Keeper<'d>> {
-        let shim = fs::canonicalize(daemon.folder().join("bin/containerd-shim-diffkeeper-v1"))?;
+        Self::run(daemon.folder())
+    }
+
+    fn run(folder: PathBuf) -> Result<Keeper<'d>> {
+        let shim = fs::canonicalize(folder.join("bin/containerd-shim-diffkeeper-v1"))?;
         let log = fs::File::options()
             .create(true)
             .append(true)
-            .open(daemon.folder().join("keeper.log"))?;
+            .open(folder.join("keeper.log"))?;
         let child = Command::new(shim.with_file_name("diffkeeper"))
             .arg("keeper")
-            .env("DIFFKEEPER_CONFIG", daemon.folder().join("diffkeeper.toml"))
+            .env("DIFFKEEPER_CONFIG", folder.join("diffkeeper.toml"))
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
             .context("start the keeper")?;
-        let keeper = Keeper { daemon, child };
+        let keeper = Keeper {
+            folder,
+            engine: PhantomData,
+            child,
+        };
         let socket = keeper.socket();
         until("the keeper's socket", Duration::from_secs(10), || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
@@ -66,7 +90,7 @@ impl<'d> Keeper<'d> {
     /// Its socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.daemon.folder().join("keeper.sock")
+        self.folder.join("keeper.sock")
     }
 
     /// Its pid.

@@ -23,6 +23,7 @@ use crate::{
     blueshift::{Capture, Freezer, Top},
     error::{Context, Error, Result},
     freezer::Shim,
+    owner,
     progress::Progress,
     redshift::{self, Plan},
 };
@@ -40,6 +41,10 @@ pub struct Keeper {
     pub counts: crate::metrics::Counts,
 }
 
+/// How long an owner may take to start a container again before nobody waits for it: a kubelet that has seen it end often
+/// takes longer.
+const RESTART: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// What a restore did.
 #[derive(Debug, Clone)]
 pub struct Restored {
@@ -47,6 +52,8 @@ pub struct Restored {
     pub before: Recorded,
     /// The commit that says what was restored; none where it waits for the next start.
     pub after: Option<Recorded>,
+    /// The container was ended for it, and its owner has started it again.
+    pub restarted: bool,
 }
 
 /// What is restored, and for whom.
@@ -58,6 +65,8 @@ pub struct Restore<'a> {
     pub leased: bool,
     /// Only this path in the container.
     pub path: Option<&'a [u8]>,
+    /// End the container that uses the state, so that its owner starts it again; it has this long to end well.
+    pub now: Option<std::time::Duration>,
 }
 
 impl Keeper {
@@ -313,9 +322,51 @@ impl Keeper {
         progress: &Progress,
     ) -> Result<Restored> {
         let begun = std::time::Instant::now();
-        let done = self.restore_to(said, version, how, progress);
+        let done = match how.now {
+            Some(grace) => self.restore_and_restart(said, version, how, grace, progress),
+            None => self.restore_to(said, version, how, progress),
+        };
         self.counts.restored(done.is_ok(), begun.elapsed());
         done
+    }
+
+    /// Restores a state whose container is ended for it, and waits until its owner has started it again.
+    fn restore_and_restart(
+        &self,
+        said: &str,
+        version: &str,
+        how: Restore<'_>,
+        grace: std::time::Duration,
+        progress: &Progress,
+    ) -> Result<Restored> {
+        let name = self.named(said)?;
+        let holder = self.node.state(&name).in_use_by();
+        if let Some(holder) = &holder {
+            owner::restarts(&name, holder)?;
+        }
+        let done = self.restore_to(said, version, how, progress)?;
+        let Some(holder) = holder.filter(|_| done.after.is_none()) else {
+            return Ok(done);
+        };
+        owner::end(&holder, grace, progress)?;
+        progress.begin("waiting for its owner to start it again");
+        let since = std::time::Instant::now();
+        while since.elapsed() < RESTART {
+            let known = self.known(&name.to_string())?;
+            if known.wanted.is_none() {
+                let after = Some(self.store.commit(known.newest()?)?);
+                return Ok(Restored {
+                    after,
+                    restarted: true,
+                    ..done
+                });
+            }
+            if progress.go_on().is_err() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        Ok(done)
     }
 
     fn restore_to(
@@ -343,6 +394,7 @@ impl Keeper {
             return Ok(Restored {
                 after: Some(before.clone()),
                 before,
+                restarted: false,
             });
         }
         let target = match (how.leased && how.asked.is_none(), known.wanted) {
@@ -354,6 +406,7 @@ impl Keeper {
                 return Ok(Restored {
                     after: Some(before.clone()),
                     before,
+                    restarted: false,
                 });
             }
             (false, _) => self.resolve(&known, version)?,
@@ -377,7 +430,11 @@ impl Keeper {
                     self.store
                         .change_state(&known.name, |known| known.wanted = Some(target.id))?;
                     state.set_restore_wanted(true)?;
-                    return Ok(Restored { before, after: None });
+                    return Ok(Restored {
+                        before,
+                        after: None,
+                        restarted: false,
+                    });
                 }
             },
         };
@@ -491,6 +548,7 @@ impl Keeper {
         Ok(Restored {
             before,
             after: Some(after),
+            restarted: false,
         })
     }
 

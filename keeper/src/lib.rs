@@ -8,6 +8,7 @@ mod error;
 mod freezer;
 pub mod keeper;
 pub mod metrics;
+pub mod owner;
 pub mod progress;
 pub mod recording;
 pub mod redshift;

@@ -6,6 +6,7 @@ use std::{
     os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -577,6 +578,13 @@ impl Api for Service {
         context: &TtrpcContext,
         request: api::RestoreRequest,
     ) -> ttrpc::Result<api::RestoreResponse> {
+        if request.now && self.watch.is_none() {
+            // The shim of the next start must reach a keeper, and would not reach this one.
+            return Err(Error::Refused(
+                "--now needs a keeper that runs: diffkeeper keeper, or its systemd unit".into(),
+            )
+            .into());
+        }
         self.run_long(context, move |keeper, progress| {
             let (state, version) = said(&request.version);
             if request.cancel {
@@ -587,6 +595,9 @@ impl Api for Service {
                 asked: Some(request.asked.as_str()).filter(|asked| !asked.is_empty()),
                 leased: request.leased,
                 path: Some(request.path.as_slice()).filter(|path| !path.is_empty()),
+                now: request
+                    .now
+                    .then(|| Duration::from_millis(request.grace_ms.into())),
             };
             let done = keeper.restore_watched(&state, &version, how, progress)?;
             let after = match &done.after {
@@ -596,6 +607,7 @@ impl Api for Service {
             Ok(api::RestoreResponse {
                 before: MessageField::some(commit(keeper, &done.before)?),
                 waits: after.is_none(),
+                restarted: done.restarted,
                 after: after.into(),
                 ..api::RestoreResponse::default()
             })

@@ -88,6 +88,17 @@ impl State {
     }
 }
 
+impl Holder {
+    /// A descriptor of the container's first process, if that still runs.
+    #[must_use]
+    pub fn first_process(&self) -> Option<OwnedFd> {
+        let init = self.init.filter(|_| self.boot_id == boot_id())?;
+        // Opened before it is looked at: what is looked at is then what it means.
+        let handle = sys::pidfd(init.pid).ok()?;
+        (start_time(init.pid) == Some(init.start_time)).then_some(handle)
+    }
+}
+
 /// Processes that are provably the holder's, by descriptors that mean no other.
 fn survivors(holder: &Holder) -> Vec<(i32, OwnedFd)> {
     let Ok(entries) = std::fs::read_dir("/proc") else {

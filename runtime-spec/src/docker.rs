@@ -167,6 +167,35 @@ impl Record {
     }
 }
 
+/// Docker's word for when it starts a container again that ended, from the container's `hostconfig.json`; `no` where it
+/// removes the container instead.
+///
+/// # Errors
+/// Text that is not Docker's.
+pub fn restart_policy(host: &[u8]) -> Result<String, Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Policy {
+        #[serde(default, deserialize_with = "null_is_default")]
+        name: String,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Host {
+        #[serde(default, deserialize_with = "null_is_default")]
+        restart_policy: Policy,
+        #[serde(default, deserialize_with = "null_is_default")]
+        auto_remove: bool,
+    }
+    let host: Host = serde_json::from_slice(host)
+        .map_err(|e| Error::Engine(format!("Docker's hostconfig.json does not parse: {e}")))?;
+    Ok(if host.auto_remove {
+        "no".into()
+    } else {
+        host.restart_policy.name
+    })
+}
+
 /// The name of a volume that nobody named.
 fn is_random(name: &str) -> bool {
     name.len() == 64
@@ -194,6 +223,22 @@ mod tests {
             point(RANDOM),
         );
         Record::parse(config.as_bytes(), host.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn restart_policies() {
+        for (text, policy) in [
+            (
+                r#"{"RestartPolicy":{"Name":"always","MaximumRetryCount":0}}"#,
+                "always",
+            ),
+            (r#"{"RestartPolicy":{"Name":"always"},"AutoRemove":true}"#, "no"),
+            (r#"{"RestartPolicy":null}"#, ""),
+            ("{}", ""),
+        ] {
+            assert_eq!(restart_policy(text.as_bytes()).unwrap(), policy, "{text}");
+        }
+        assert!(restart_policy(b"no json").is_err());
     }
 
     #[test]

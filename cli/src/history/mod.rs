@@ -225,6 +225,13 @@ pub struct Restore {
     /// Into this directory instead of the live tree, at any time
     #[arg(long)]
     pub to: Option<PathBuf>,
+    /// End the container that uses it, so that its owner (the kubelet, Docker's restart policy) starts it again with that
+    /// version; refused where nobody would
+    #[arg(long, conflicts_with_all = ["to", "path", "cancel", "dry_run"])]
+    pub now: bool,
+    /// How long the container has to end well, with --now; then it is killed
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = grace)]
+    pub grace: u32,
     /// Only say what would change
     #[arg(long, conflicts_with_all = ["to", "cancel"])]
     pub dry_run: bool,
@@ -234,6 +241,13 @@ pub struct Restore {
     /// Print JSON
     #[arg(long, conflicts_with = "to")]
     pub json: bool,
+}
+
+/// Milliseconds.
+fn grace(text: &str) -> Result<u32, String> {
+    runtime_spec::duration::parse(text)
+        .and_then(|time| u32::try_from(time.as_millis()).ok())
+        .ok_or_else(|| "expected a duration such as 10s".into())
 }
 
 fn percent(text: &str) -> Result<u32, String> {

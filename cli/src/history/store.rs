@@ -103,6 +103,8 @@ pub fn restore(config: &Config, how: &Restore) -> Result<ExitCode> {
         version: MessageField::some(version(&how.version)),
         path: how.path.as_deref().unwrap_or_default().as_bytes().to_vec(),
         cancel: how.cancel,
+        now: how.now,
+        grace_ms: how.grace,
         ..api::RestoreRequest::default()
     };
     if how.cancel {
@@ -110,7 +112,8 @@ pub fn restore(config: &Config, how: &Restore) -> Result<ExitCode> {
             long(&client, async |context| client.restore(context, &request).await).await
         })?;
         if how.json {
-            let value = json!({"before": null, "after": null, "waits_for_next_start": false});
+            let value =
+                json!({"before": null, "after": null, "waits_for_next_start": false, "restarted": false});
             println!("{}", serde_json::to_string_pretty(&value)?);
         } else {
             println!("The next start of {} begins with what is there.", how.version);
@@ -120,7 +123,22 @@ pub fn restore(config: &Config, how: &Restore) -> Result<ExitCode> {
     let done = with_keeper(config, async |client| {
         long(&client, async |context| client.restore(context, &request).await).await
     })?;
-    restored(&done, how.json)
+    match done.after.as_ref() {
+        Some(after) if done.restarted && !how.json => {
+            println!(
+                "restored {}: its container was started again with {}\ndiffkeeper undo {} goes back",
+                after.state, after.message, after.state
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        None if how.now && !how.json => {
+            println!(
+                "The container was ended; its owner has not started it again yet. Its next start begins with that version."
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => restored(&done, how.json),
+    }
 }
 
 fn restored(done: &api::RestoreResponse, as_json: bool) -> Result<ExitCode> {
@@ -129,6 +147,7 @@ fn restored(done: &api::RestoreResponse, as_json: bool) -> Result<ExitCode> {
             "before": done.before.as_ref().map(commit_json),
             "after": done.after.as_ref().map(commit_json),
             "waits_for_next_start": done.waits,
+            "restarted": done.restarted,
         });
         println!("{}", serde_json::to_string_pretty(&value)?);
         return Ok(ExitCode::SUCCESS);

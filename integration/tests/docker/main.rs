@@ -5,6 +5,7 @@ mod builds;
 mod compose;
 mod databases;
 mod remapped;
+mod restores;
 
 use std::{fs, process::ExitCode, sync::Arc, time::Duration};
 
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         compose::TESTS,
         databases::TESTS,
         remapped::TESTS,
+        restores::TESTS,
     ]
     .concat();
     for store in ["overlay2", "containerd"] {

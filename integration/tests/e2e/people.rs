@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use integration::{
     Daemon, OURS,
+    cri::{Cri, NAMESPACE},
     daemon::{Ran, run},
     history::Keeper,
     wait::until,
@@ -25,6 +26,10 @@ use crate::Test;
 pub const TESTS: &[(&str, Test)] = &[
     ("people::terminals_and_pipes", terminals_and_pipes),
     ("people::the_past_is_drawn", the_past_is_drawn),
+    (
+        "people::a_restore_now_is_for_those_with_an_owner",
+        a_restore_now_is_for_those_with_an_owner,
+    ),
     (
         "people::an_interrupt_leaves_nothing_half_done",
         an_interrupt_leaves_nothing_half_done,
@@ -289,6 +294,76 @@ fn without_colours(text: &str) -> String {
         rest = after.split_once('m').map_or("", |(_, rest)| rest);
     }
     plain + rest
+}
+
+fn a_restore_now_is_for_those_with_an_owner(d: &Daemon) -> Result<()> {
+    let keeper = Keeper::start(d, "interval = \"off\"")?;
+    let refused = |state: &str| -> Result<()> {
+        let version = format!("{state}@good");
+        d.diffkeeper(&["restore", &version, "--now"])?
+            .fails_with(&["--now would only end", "without --now"])?;
+        // It was only asked: nothing waits.
+        ensure!(d.diffkeeper(&["restore", state, "--cancel"])?.status == 3);
+        Ok(())
+    };
+    // A client of containerd starts nothing again.
+    start(d, "alone", "echo one > /data")?;
+    until("the file", Duration::from_secs(10), || {
+        d.upper("alone").join("data").exists()
+    })?;
+    said(d, &["commit", "alone", "--tag", "good"])?;
+    refused("alone")?;
+    ensure!(d.status("alone")? == "RUNNING");
+    d.forget("alone")?;
+    // Not in use, it is as any restore.
+    ensure!(said(d, &["restore", "alone@good", "--now"])?.contains("its next start begins"));
+    said(d, &["rm", "alone", "--yes", "--history"])?;
+
+    // A pod that no kubelet looks after, and one of a kubelet's.
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "busybox")?;
+    let script = "trap 'exit 0' TERM; echo start >> /starts; while :; do sleep 0.1; done";
+    for (name, parent) in [("stray", None), ("owned", Some("kubepods"))] {
+        let mut config = cri.pod_config("default", name, name);
+        if let (Some(parent), Some(linux)) = (parent, config.linux.as_mut()) {
+            linux.cgroup_parent = format!("/{}/{parent}/pod{name}", d.namespace());
+        }
+        let pod = cri.run_pod("diffkeeper", config)?;
+        let app = pod.run("app", 0, &image, script)?;
+        let state = format!("default/{name}/app");
+        until("the first start", Duration::from_secs(10), || {
+            cri.sh(&app, "cat /starts").is_ok_and(|text| text == "start\n")
+        })?;
+        cri.sh(&app, "echo good > /data")?;
+        said(d, &["commit", &state, "--tag", "good"])?;
+        cri.sh(&app, "echo bad > /data")?;
+        if parent.is_none() {
+            refused(&state)?;
+            ensure!(cri.sh(&app, "cat /data")? == "bad\n");
+        } else {
+            let version = format!("{state}@good");
+            let mut child = begin(d, &["restore", &version, "--now"])?;
+            // This is what a kubelet does about a container that has ended.
+            cri.wait(&app)?;
+            let again = pod.run("app", 1, &image, script)?;
+            let status = ended(&mut child)?;
+            ensure!(status.success(), "{status}");
+            until("the container of before", Duration::from_secs(10), || {
+                cri.sh(&again, "cat /data /starts")
+                    .is_ok_and(|text| text == "good\nstart\nstart\n")
+            })?;
+        }
+        pod.delete()?;
+        said(d, &["rm", &state, "--yes", "--history"])?;
+    }
+    // The shim of the next start would not reach a keeper of this command's own.
+    keeper.stop()?;
+    start(d, "alone", "true")?;
+    d.diffkeeper(&["restore", "alone", "--now"])?
+        .fails_with(&["needs a keeper that runs"])?;
+    d.forget("alone")?;
+    said(d, &["rm", "alone", "--yes"])?;
+    Ok(())
 }
 
 /// `diffkeeper`, begun; what it says is read later.
