@@ -407,7 +407,7 @@ fn connected(socket: &Path, pid: u32) -> Result<()> {
 
 fn an_interrupt_leaves_nothing_half_done(d: &Daemon) -> Result<()> {
     let keeper = Keeper::start(d, "interval = \"off\"")?;
-    start(d, "halt", "head -c 100000000 /dev/urandom > /big; touch /ready")?;
+    start(d, "halt", "head -c 30000000 /dev/urandom > /big; touch /ready")?;
     until("the file", Duration::from_secs(20), || {
         d.upper("halt").join("ready").exists()
     })?;
@@ -437,7 +437,7 @@ fn an_interrupt_leaves_nothing_half_done(d: &Daemon) -> Result<()> {
     let size = || fs::metadata(to.join("big")).map_or(0, |meta| meta.len());
     until("all or nothing", Duration::from_secs(60), || {
         let nothing = fs::read_dir(&to).map_or(true, |mut dir| dir.next().is_none());
-        (nothing || size() == 100_000_000) && said(d, &["stats"]).is_ok()
+        (nothing || size() == 30_000_000) && said(d, &["stats"]).is_ok()
     })?;
 
     // Once: it ends, and clears away what it had made.
@@ -453,7 +453,7 @@ fn an_interrupt_leaves_nothing_half_done(d: &Daemon) -> Result<()> {
         std::thread::sleep(Duration::from_millis(100 * n as u64));
         signal(keeper.pid(), Signal::SIGCONT)?;
         let status = ended(&mut child)?;
-        let whole = fs::metadata(to.join("big")).is_ok_and(|meta| meta.len() == 100_000_000);
+        let whole = fs::metadata(to.join("big")).is_ok_and(|meta| meta.len() == 30_000_000);
         let nothing = fs::read_dir(&to).map_or(true, |mut dir| dir.next().is_none());
         ensure!(
             match status.code() {

@@ -203,6 +203,7 @@ fn json_is_what_the_schema_says(d: &Daemon) -> Result<()> {
     schemas.check(d, &["undo", "told"])?;
     schemas.check(d, &["fork", "told@one", "told-2"])?;
     schemas.check(d, &["verify", "--read-data"])?;
+    schemas.check(d, &["repair"])?;
     schemas.check(d, &["gc", "--dry-run"])?;
     schemas.check(d, &["gc"])?;
     schemas.check(d, &["audit", "told"])?;
@@ -326,6 +327,11 @@ fn the_exit_status_says_what_was_wrong(d: &Daemon) -> Result<()> {
             .as_array()
             .is_some_and(|problems| !problems.is_empty()),
         "{found}"
+    );
+    let plan = schemas.check(d, &["repair", "--dry-run"])?;
+    ensure!(
+        plan["lost"].as_array().is_some_and(|lost| !lost.is_empty()) && plan["nothing"] == false,
+        "{plan}"
     );
     fs::write(&pack, &whole)?;
     expect(0, &["verify", "--read-data"])?;
