@@ -5,6 +5,7 @@ mod exit;
 mod history;
 mod image;
 mod install;
+mod log;
 mod states;
 mod table;
 mod terminal;
@@ -170,19 +171,14 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Command::Keeper { apart, .. } if *apart => {
             keeper::detach::leave()?;
-            log_to_stderr();
-            keeper::serve::serve(&config(cli)?)?;
+            serve(cli)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Keeper { detach, stop, .. } => {
-            let config = config(cli)?;
             match (detach, stop) {
-                (true, _) => keeper::detach::start(&config, &cli.config)?,
-                (_, true) => history::stop_keeper(&config)?,
-                _ => {
-                    log_to_stderr();
-                    keeper::serve::serve(&config)?;
-                }
+                (true, _) => keeper::detach::start(&config(cli)?, &cli.config)?,
+                (_, true) => history::stop_keeper(&config(cli)?)?,
+                _ => serve(cli)?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -207,25 +203,22 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     }
 }
 
-/// Events of the service; `DIFFKEEPER_LOG=debug` says more.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("DIFFKEEPER_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+/// Runs the service.
+fn serve(cli: &Cli) -> Result<()> {
+    let config = config(cli)?;
+    let levels = log::to_stderr(&config, cli.config.clone())?;
+    Ok(keeper::serve::serve(&config, &levels)?)
 }
 
 fn config(cli: &Cli) -> Result<Config> {
-    match std::fs::read_to_string(&cli.config) {
-        Ok(text) => {
-            Config::parse(&text).with_context(|| format!("the configuration {}", cli.config.display()))
-        }
+    read_config(&cli.config)
+}
+
+fn read_config(file: &std::path::Path) -> Result<Config> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Config::parse(&text).with_context(|| format!("the configuration {}", file.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Config::default()),
-        Err(error) => Err(error).with_context(|| format!("read the configuration {}", cli.config.display())),
+        Err(error) => Err(error).with_context(|| format!("read the configuration {}", file.display())),
     }
 }
 

@@ -171,6 +171,12 @@ impl Capture<'_> {
             return Ok(None);
         }
         let mut links = Links::of(&first.seen);
+        tracing::debug!(
+            state = self.state.name,
+            entries = first.seen.len(),
+            suspects = suspects.len(),
+            "looked"
+        );
         progress.begin("recording");
         let size = |seen: &&Seen| u64::try_from(seen.stat.st_size).unwrap_or(0);
         let files = suspects

@@ -22,11 +22,20 @@ const LAST_COMMIT: Duration = Duration::from_secs(4);
 /// How long a command may have the store open before a keeper gives up starting.
 const COMMANDS: Duration = Duration::from_secs(3);
 
-/// Serves until SIGTERM or SIGINT.
+/// How much a signal asks the log to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// SIGHUP and SIGUSR2: what is configured by now.
+    Configured,
+    /// SIGUSR1: everything.
+    Debug,
+}
+
+/// Serves until SIGTERM or SIGINT. `levels` is told what other signals ask of the log.
 ///
 /// # Errors
 /// A store in use, damaged or of a newer version; a socket that cannot be made.
-pub fn serve(config: &Config) -> Result<()> {
+pub fn serve(config: &Config, levels: &dyn Fn(Level)) -> Result<()> {
     // The store's lock says that no other keeper is there, before that one's socket is touched.
     let keeper = Arc::new(open(config)?);
     let watch = Arc::new(Watch::new(keeper.clone())?);
@@ -53,12 +62,19 @@ pub fn serve(config: &Config) -> Result<()> {
                 Err(error) => tracing::error!(%address, %error, "metrics are not served: set `metrics` under [history]"),
             }
         }
+        let on = |kind| signal(kind).on("wait for", Path::new("signals"));
+        let (mut terminate, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
+        let mut hangup = on(SignalKind::hangup())?;
+        let (mut more, mut less) = (on(SignalKind::user_defined1())?, on(SignalKind::user_defined2())?);
         tracing::info!(socket = %config.keeper.display(), store = %keeper.store().dir().display(), "the keeper is ready");
-        let mut terminate = signal(SignalKind::terminate()).on("wait for", Path::new("SIGTERM"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).on("wait for", Path::new("SIGINT"))?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => levels(Level::Configured),
+                _ = less.recv() => levels(Level::Configured),
+                _ = more.recv() => levels(Level::Debug),
+            }
         }
         server.stop_listen().await;
         Ok(())

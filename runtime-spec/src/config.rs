@@ -66,6 +66,33 @@ pub struct Config {
     pub namespaces: BTreeMap<String, Namespace>,
 }
 
+/// How much is said in a log: what its name says, and everything that is worse.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Log {
+    /// What went wrong.
+    Error,
+    /// What may go wrong.
+    Warn,
+    /// What was done.
+    #[default]
+    Info,
+    /// How.
+    Debug,
+}
+
+impl Log {
+    /// Its word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Log::Error => "error",
+            Log::Warn => "warn",
+            Log::Info => "info",
+            Log::Debug => "debug",
+        }
+    }
+}
+
 /// What the keeper does: `[history]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History {
@@ -81,6 +108,8 @@ pub struct History {
     pub sha256: bool,
     /// Where metrics are served; none for nowhere.
     pub metrics: Option<SocketAddr>,
+    /// How much the keeper says in its log.
+    pub log: Log,
     /// Which commits keep their content, the youngest first.
     pub retention: Vec<Keep>,
     /// The key that signs commits, where they are signed.
@@ -121,6 +150,7 @@ impl Default for History {
             share: false,
             sha256: false,
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9911))),
+            log: Log::default(),
             retention: ["all for 1h", "1m for 1d", "1h for 31d", "1d for 366d"]
                 .iter()
                 .filter_map(|rule| Keep::parse(rule))
@@ -227,7 +257,7 @@ impl Config {
                 }
                 _ => {
                     return Err(at.unknown(
-                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, keeper, start-keeper, [history] interval, max-pause, store, share, hash, metrics, retention, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
+                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, keeper, start-keeper, [history] interval, max-pause, store, share, hash, log, metrics, retention, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
                     ));
                 }
             }
@@ -264,6 +294,15 @@ impl History {
                         _ => return Err(at.wrong("blake3 or sha256")),
                     }
                 }
+                "log" => {
+                    history.log = match at.string(value)? {
+                        "error" => Log::Error,
+                        "warn" => Log::Warn,
+                        "info" => Log::Info,
+                        "debug" => Log::Debug,
+                        _ => return Err(at.wrong("error, warn, info or debug")),
+                    }
+                }
                 "metrics" if value.as_str() == Some("off") => history.metrics = None,
                 "metrics" => {
                     let address = at.string(value)?.parse();
@@ -281,7 +320,7 @@ impl History {
                 "signing-key" => history.signing_key = Some(at.absolute(value)?),
                 _ => {
                     return Err(at.unknown(
-                        "interval, max-pause, store, share, hash, metrics, retention, signing-key",
+                        "interval, max-pause, store, share, hash, log, metrics, retention, signing-key",
                     ));
                 }
             }
@@ -463,6 +502,7 @@ mod tests {
             "max-pause",
             "share",
             "hash",
+            "log",
             "metrics",
             "retention",
         ] {
@@ -479,6 +519,11 @@ mod tests {
             ("[history]\ninterval = 3", "line 2", "history.interval"),
             ("[history]\nshare = \"all\"", "line 2", "namespace or node"),
             ("[history]\nmetrics = \"9911\"", "line 2", "127.0.0.1:9911"),
+            (
+                "[history]\nlog = \"loud\"",
+                "line 2",
+                "error, warn, info or debug",
+            ),
             ("[history]\nretention = [\"1d\"]", "line 2", "history.retention"),
             ("[history]\nevery = \"1s\"", "line 2", "history.every"),
             ("\nlease = \"1s\"", "line 2", "lease"),

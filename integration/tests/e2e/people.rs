@@ -26,6 +26,11 @@ use crate::Test;
 pub const TESTS: &[(&str, Test)] = &[
     ("people::terminals_and_pipes", terminals_and_pipes),
     ("people::the_past_is_drawn", the_past_is_drawn),
+    ("people::the_log_says_more_and_less", the_log_says_more_and_less),
+    (
+        "people::a_keeper_stops_in_the_middle_of_a_commit",
+        a_keeper_stops_in_the_middle_of_a_commit,
+    ),
     (
         "people::a_restore_now_is_for_those_with_an_owner",
         a_restore_now_is_for_those_with_an_owner,
@@ -294,6 +299,88 @@ fn without_colours(text: &str) -> String {
         rest = after.split_once('m').map_or("", |(_, rest)| rest);
     }
     plain + rest
+}
+
+fn the_log_says_more_and_less(d: &Daemon) -> Result<()> {
+    let keeper = Keeper::start(d, "interval = \"off\"")?;
+    start(d, "spoken", "echo one > /data")?;
+    until("the file", Duration::from_secs(10), || {
+        d.upper("spoken").join("data").exists()
+    })?;
+    // What a commit adds to the log.
+    let file = d.folder().join("keeper.log");
+    let heard = || -> Result<String> {
+        let before = fs::read_to_string(&file)?.len();
+        said(d, &["commit", "spoken", "-m", "x"])?;
+        let log = fs::read_to_string(&file)?;
+        Ok(log.get(before..).unwrap_or_default().to_owned())
+    };
+    let changed = |wanted: Signal, level: &str| -> Result<()> {
+        let of = || {
+            let log = fs::read_to_string(&file).unwrap_or_default();
+            log.matches(&format!("level changes level=\"{level}\"")).count()
+        };
+        let before = of();
+        signal(keeper.pid(), wanted)?;
+        until("the log's level", Duration::from_secs(10), || of() > before)
+    };
+    ensure!(!heard()?.contains("DEBUG"));
+    changed(Signal::SIGUSR1, "debug")?;
+    ensure!(heard()?.contains("DEBUG looked"), "nothing more is said");
+    changed(Signal::SIGUSR2, "info")?;
+    ensure!(!heard()?.contains("DEBUG"));
+    // What is configured by now.
+    let config = d.config();
+    let text = fs::read_to_string(&config)?;
+    fs::write(&config, format!("{text}\nlog = \"debug\"\n"))?;
+    changed(Signal::SIGHUP, "debug")?;
+    ensure!(heard()?.contains("DEBUG looked"));
+    // A slip changes nothing, and is named.
+    fs::write(&config, format!("{text}\nlog = \"loud\"\n"))?;
+    signal(keeper.pid(), Signal::SIGHUP)?;
+    until("the complaint", Duration::from_secs(10), || {
+        fs::read_to_string(&file).is_ok_and(|log| log.contains("error, warn, info or debug"))
+    })?;
+    fs::write(&config, text)?;
+    ensure!(heard()?.contains("DEBUG looked"));
+    keeper.stop()?;
+    d.forget("spoken")?;
+    said(d, &["rm", "spoken", "--yes", "--history"])?;
+    Ok(())
+}
+
+fn a_keeper_stops_in_the_middle_of_a_commit(d: &Daemon) -> Result<()> {
+    let keeper = Keeper::start(d, "interval = \"200ms\"")?;
+    start(d, "long", "while :; do date >> /data; sleep 0.05; done")?;
+    until("a commit", Duration::from_secs(20), || {
+        d.diffkeeper(&["log", "long"]).is_ok_and(|ran| ran.status == 0)
+    })?;
+    let before = said(d, &["log", "long", "-n", "1", "--json"])?;
+    // A commit whose shim does not answer waits for it, longer than a keeper may take to stop.
+    let shim = d.shims(Some("long")).first().copied().context("its shim")?;
+    let shim = u32::try_from(shim)?;
+    signal(shim, Signal::SIGSTOP)?;
+    let mut child = begin(d, &["commit", "long", "-m", "never"])?;
+    let stopped = (|| {
+        connected(&keeper.socket(), child.id())?;
+        std::thread::sleep(Duration::from_millis(300));
+        ensure!(matches!(child.try_wait(), Ok(None)), "the commit was done");
+        let since = std::time::Instant::now();
+        keeper.stop()?;
+        Ok(since.elapsed())
+    })();
+    signal(shim, Signal::SIGCONT)?;
+    let took = stopped?;
+    ensure!(took < Duration::from_secs(5), "it took {took:?}");
+    ensure!(!ended(&mut child)?.success());
+    // What was reported is there, and it goes on from there.
+    let _keeper = Keeper::again(d)?;
+    ensure!(said(d, &["verify", "--read-data"])?.contains("all is well"));
+    let head: serde_json::Value = serde_json::from_str(&before)?;
+    let head = head[0]["id"].as_str().context("its name")?;
+    said(d, &["show", &format!("long@{head}")])?;
+    said(d, &["commit", "long", "-m", "and on"])?;
+    d.forget("long")
 }
 
 fn a_restore_now_is_for_those_with_an_owner(d: &Daemon) -> Result<()> {
