@@ -15,6 +15,10 @@ use crate::Test;
 
 pub const TESTS: &[(&str, Test)] = &[
     (
+        "scripts::metrics_are_what_the_page_says",
+        metrics_are_what_the_page_says,
+    ),
+    (
         "scripts::json_is_what_the_schema_says",
         json_is_what_the_schema_says,
     ),
@@ -95,6 +99,29 @@ impl Schemas {
         self.used.insert(command.to_owned());
         Ok(value)
     }
+}
+
+/// Every metric that `docs/operations.md` names is served, and the other way round.
+fn metrics_are_what_the_page_says(_: &Daemon) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let root = dir.path().join("root");
+    let config = runtime_spec::config::Config::parse(&format!("root = {:?}", root))?;
+    let served = keeper::Keeper::open(&config)?.metrics()?;
+    let served: BTreeSet<&str> = served
+        .lines()
+        .filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next())
+        .collect();
+    let page = documents("operations.md")?;
+    let named: BTreeSet<&str> = page
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.starts_with("diffkeeper_"))
+        .map(|word| word.strip_suffix("_bucket").unwrap_or(word))
+        .collect();
+    ensure!(
+        served == named,
+        "served {served:?}, and in docs/operations.md {named:?}"
+    );
+    Ok(())
 }
 
 /// The commands that have `--json`, by their own help.
