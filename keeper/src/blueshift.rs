@@ -577,7 +577,7 @@ impl Recorder<'_, '_> {
 }
 
 /// What an entry is; none for what is not recorded.
-fn kind(stat: &FileStat, overlay: bool) -> Option<Kind> {
+pub(crate) fn kind(stat: &FileStat, overlay: bool) -> Option<Kind> {
     Some(match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG => Kind::File,
         libc::S_IFDIR => Kind::Directory,

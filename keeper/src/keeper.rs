@@ -130,7 +130,7 @@ impl Keeper {
         &self.history
     }
 
-    fn turn(&self, state: &str) -> Arc<Mutex<()>> {
+    pub(crate) fn turn(&self, state: &str) -> Arc<Mutex<()>> {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         busy.retain(|_, turn| Arc::strong_count(turn) > 1);
         busy.entry(state.to_owned()).or_default().clone()
@@ -222,7 +222,7 @@ impl Keeper {
     }
 
     /// The dedup domain of a state: tenants neither learn of nor harm each other.
-    fn domain(&self, name: &StateName) -> String {
+    pub(crate) fn domain(&self, name: &StateName) -> String {
         domain_of(self.history.share, &name.to_string())
     }
 
@@ -460,28 +460,7 @@ impl Keeper {
             state.evict(lease, std::time::Duration::from_secs(10))?;
         }
         if state.exists() {
-            let reason = Reason::BeforeRestore;
-            let known = self.store.make_state(&name.to_string(), &self.domain(name))?;
-            let tops = tops(state)?;
-            let record = state.record();
-            let capture = Capture {
-                state: &known,
-                tops: &tops,
-                exclude: record.as_ref().map_or(&[], |r| r.exclude.as_slice()),
-                freezer: None,
-                // The lease is held.
-                undisturbed: &|| true,
-                max_pause: self.history.max_pause,
-                reason,
-                message: None,
-                image: &record
-                    .as_ref()
-                    .and_then(|r| r.image.as_ref()?.digest.clone())
-                    .unwrap_or_default(),
-                node: &self.node_name,
-                boot: &self.boot,
-            };
-            capture.watched(&self.store, progress)?;
+            self.record_before(state, name, progress)?;
         }
         let known = self.store.make_state(&name.to_string(), &self.domain(name))?;
         let before = self.store.commit(known.newest()?)?;
@@ -490,39 +469,12 @@ impl Keeper {
             None => target.commit.tree_id()?,
             Some(path) => self.tree_with(&known, &before, domain, target, path)?,
         };
-        let fresh = state.begin_restore()?;
-        let tops = self.places(domain, tree, &fresh)?;
-        let plan = Plan {
-            domain,
-            tree,
-            below: None,
-            tops: tops
-                .iter()
-                .map(|(name, at)| (name.clone(), at.made.clone()))
-                .collect(),
-            overlay: true,
-            sync: true,
-        };
-        progress.begin("restoring");
-        if let Err(error) = plan.run(&self.store, progress).and_then(|()| progress.go_on()) {
-            // The next one begins anew; until then it would only take room.
-            state.abandon_restore(&fresh)?;
-            return Err(error);
-        }
-        let looks = redshift::looks(&plan.tops)?;
-        // The looks first: should this end here, they differ from the old tree, and all of it is looked at again.
-        self.store.forget_looks(&known)?;
-        self.store.record_looks(|batch| {
-            looks
-                .iter()
-                .for_each(|(key, look)| batch.look(known.number, key, look))
-        })?;
-        state.finish_restore(&fresh)?;
+        let entries = self.put_in_place(state, &known, domain, tree, progress)?;
         let session = self.store.session(known.domain);
         let commit = Commit {
             tree: tree.0.to_vec(),
             origin: target.id.0.to_vec(),
-            entries: looks.len() as u64,
+            entries,
             time: now(),
             monotonic: crate::blueshift::monotonic(),
             node: self.node_name.clone(),
@@ -550,6 +502,74 @@ impl Keeper {
             after: Some(after),
             restarted: false,
         })
+    }
+
+    /// Records what is there before it is replaced. The caller has the lease.
+    pub(crate) fn record_before(&self, state: &State, name: &StateName, progress: &Progress) -> Result<()> {
+        let reason = Reason::BeforeRestore;
+        let known = self.store.make_state(&name.to_string(), &self.domain(name))?;
+        let tops = tops(state)?;
+        let record = state.record();
+        let capture = Capture {
+            state: &known,
+            tops: &tops,
+            exclude: record.as_ref().map_or(&[], |r| r.exclude.as_slice()),
+            freezer: None,
+            // The lease is held.
+            undisturbed: &|| true,
+            max_pause: self.history.max_pause,
+            reason,
+            message: None,
+            image: &record
+                .as_ref()
+                .and_then(|r| r.image.as_ref()?.digest.clone())
+                .unwrap_or_default(),
+            node: &self.node_name,
+            boot: &self.boot,
+        };
+        capture.watched(&self.store, progress)?;
+        Ok(())
+    }
+
+    /// Makes a tree the live tree of a state. The caller has the lease: nobody writes. Answers with how many entries there
+    /// are.
+    pub(crate) fn put_in_place(
+        &self,
+        state: &State,
+        known: &Known,
+        domain: u32,
+        tree: Id,
+        progress: &Progress,
+    ) -> Result<u64> {
+        let fresh = state.begin_restore()?;
+        let tops = self.places(domain, tree, &fresh)?;
+        let plan = Plan {
+            domain,
+            tree,
+            below: None,
+            tops: tops
+                .iter()
+                .map(|(name, at)| (name.clone(), at.made.clone()))
+                .collect(),
+            overlay: true,
+            sync: true,
+        };
+        progress.begin("restoring");
+        if let Err(error) = plan.run(&self.store, progress).and_then(|()| progress.go_on()) {
+            // The next one begins anew; until then it would only take room.
+            state.abandon_restore(&fresh)?;
+            return Err(error);
+        }
+        let looks = redshift::looks(&plan.tops)?;
+        // The looks first: should this end here, they differ from the old tree, and all of it is looked at again.
+        self.store.forget_looks(known)?;
+        self.store.record_looks(|batch| {
+            looks
+                .iter()
+                .for_each(|(key, look)| batch.look(known.number, key, look))
+        })?;
+        state.finish_restore(&fresh)?;
+        Ok(looks.len() as u64)
     }
 
     /// A state restores from its own history, whose domain is its own.

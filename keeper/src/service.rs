@@ -650,6 +650,26 @@ impl Api for Service {
         .await
     }
 
+    async fn import(
+        &self,
+        context: &TtrpcContext,
+        request: api::ImportRequest,
+    ) -> ttrpc::Result<api::ImportResponse> {
+        self.run_long(context, move |keeper, progress| {
+            let made = keeper.import(
+                &request.state,
+                Path::new(&request.from),
+                request.replace,
+                progress,
+            )?;
+            Ok(api::ImportResponse {
+                commit: MessageField::some(commit(keeper, &made)?),
+                ..api::ImportResponse::default()
+            })
+        })
+        .await
+    }
+
     async fn archive(
         &self,
         _: &TtrpcContext,

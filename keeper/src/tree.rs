@@ -25,9 +25,9 @@ pub(crate) const DIR: OFlag = OFlag::O_RDONLY
 /// Something to look at, whatever it is.
 const LOOK: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 /// Deeper than any program makes on purpose; each level costs two descriptors.
-const DEEPEST: usize = 400;
+pub(crate) const DEEPEST: usize = 400;
 /// The longest key that the store takes.
-const LONGEST_KEY: usize = 32 * 1024;
+pub(crate) const LONGEST_KEY: usize = 32 * 1024;
 
 /// Opens the top of a tree.
 pub(crate) fn top(path: &Path) -> io::Result<OwnedFd> {
@@ -193,24 +193,29 @@ pub(crate) fn reopen(fd: &OwnedFd) -> io::Result<std::fs::File> {
 /// The extended attributes that belong to the content, by name, and whether it is an opaque directory: overlayfs's own
 /// are not the container's, SELinux's label is the mount's.
 pub(crate) fn xattrs(fd: &OwnedFd) -> io::Result<(Vec<Xattr>, bool)> {
+    let mut found = all_xattrs(fd)?;
+    let opaque = |xattr: &Xattr| xattr.name == b"trusted.overlay.opaque" && xattr.value == b"y";
+    let opaque = found.iter().any(opaque);
+    found.retain(|xattr| !xattr.name.starts_with(b"trusted.overlay.") && xattr.name != b"security.selinux");
+    Ok((found, opaque))
+}
+
+/// All extended attributes, by name.
+pub(crate) fn all_xattrs(fd: &OwnedFd) -> io::Result<Vec<Xattr>> {
     let path = by_descriptor(fd);
     let mut names = vec![0u8; 4096];
     let length = loop {
         match rustix::fs::listxattr(&path, &mut names) {
             Ok(length) => break length,
             Err(rustix::io::Errno::RANGE) if names.len() < 1 << 20 => names.resize(names.len() * 4, 0),
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NODATA) => return Ok((Vec::new(), false)),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NODATA) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         }
     };
     names.truncate(length);
-    let (mut found, mut opaque) = (Vec::new(), false);
+    let mut found = Vec::new();
     let mut value = Vec::new();
     for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
-        let is_opaque = name == b"trusted.overlay.opaque";
-        if !is_opaque && (name.starts_with(b"trusted.overlay.") || name == b"security.selinux") {
-            continue;
-        }
         value.resize(65_536, 0);
         match rustix::fs::getxattr(&path, name, &mut value) {
             Ok(length) => value.truncate(length),
@@ -218,17 +223,13 @@ pub(crate) fn xattrs(fd: &OwnedFd) -> io::Result<(Vec<Xattr>, bool)> {
             Err(rustix::io::Errno::NODATA) => continue,
             Err(error) => return Err(error.into()),
         }
-        if is_opaque {
-            opaque = value == b"y";
-        } else {
-            found.push(Xattr {
-                name: name.to_vec(),
-                value: value.clone(),
-            });
-        }
+        found.push(Xattr {
+            name: name.to_vec(),
+            value: value.clone(),
+        });
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok((found, opaque))
+    Ok(found)
 }
 
 /// Every directory of a tree, by a path that means it whatever becomes of its name.

@@ -257,7 +257,7 @@ impl Config {
                 }
                 _ => {
                     return Err(at.unknown(
-                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, keeper, start-keeper, [history] interval, max-pause, store, share, hash, log, metrics, retention, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
+                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, keeper, start-keeper, [history] interval, max-pause, store, share, hash, log, metrics, retention, signing-key, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
                     ));
                 }
             }

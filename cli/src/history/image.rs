@@ -96,7 +96,7 @@ pub fn export(config: &Config, of: &str, to: &Path, how: &Base) -> Result<ExitCo
             bytes: 0,
         };
         let packed = archive(&client, at, request, &mut layer).await?;
-        let name = how.name.clone().unwrap_or_else(|| name_of(&commit));
+        let name = how.name.as_deref().map_or_else(|| name_of(&commit), whole);
         image
             .write(&mut source, layer, &commit, &name, &mut target)
             .await?;
@@ -108,6 +108,18 @@ pub fn export(config: &Config, of: &str, to: &Path, how: &Base) -> Result<ExitCo
     target.keep()?;
     told(packed.entries, packed.bytes, to);
     Ok(ExitCode::SUCCESS)
+}
+
+/// A reference as containerd keeps it, with all that Docker lets people leave out: whose it is, and which.
+fn whole(name: &str) -> String {
+    let host = |first: &str| first == "localhost" || first.contains(['.', ':']);
+    let name = match name.split_once('/') {
+        Some((first, _)) if host(first) => name.to_owned(),
+        Some(_) => format!("docker.io/{name}"),
+        None => format!("docker.io/library/{name}"),
+    };
+    let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    if tagged { name } else { format!("{name}:latest") }
 }
 
 /// A reference that Docker and containerd both take: repositories are written small.
@@ -655,6 +667,19 @@ mod tests {
             "diffkeeper.local/web-1-x:0123456789ab"
         );
         assert_eq!(name("docker/--"), "diffkeeper.local/state:0123456789ab");
+    }
+
+    #[test]
+    fn names_are_whole() {
+        for (said, meant) in [
+            ("web", "docker.io/library/web:latest"),
+            ("me/web:1", "docker.io/me/web:1"),
+            ("example.org/web", "example.org/web:latest"),
+            ("localhost:5000/a/web:1", "localhost:5000/a/web:1"),
+            ("localhost/web", "localhost/web:latest"),
+        ] {
+            assert_eq!(whole(said), meant);
+        }
     }
 
     #[test]

@@ -130,6 +130,19 @@ pub enum Command {
     },
     /// Take a version, or a part of it, out: into a directory, an archive, a layer or an image
     Export(Box<export::Export>),
+    /// Begin a state with what a tar, a layer of an image or a directory holds
+    Import {
+        /// The new state: its whole name, or the last part of ctr/default/NAME
+        state: String,
+        /// The tar (plain, gzip or zstd) or the directory
+        from: PathBuf,
+        /// Where there is such a state, not in use: record what it holds, and put this in its place
+        #[arg(long)]
+        replace: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Is everything in the store, and is it what it was?
     Verify {
         /// Read chunks too: all, or a share such as 5%
@@ -287,7 +300,8 @@ impl Command {
             | Command::Audit { state, .. } => vec![state],
             Command::Restore(restore) => vec![&mut restore.version],
             Command::Export(export) => vec![&mut export.version],
-            Command::Verify { .. }
+            Command::Import { .. }
+            | Command::Verify { .. }
             | Command::Gc { .. }
             | Command::Repair { .. }
             | Command::Keygen { .. }
@@ -357,6 +371,12 @@ pub fn run(
         Command::Undo { state, json } => store::undo(config, state, *json),
         Command::Fork { version, name, json } => store::fork(config, version, name, *json),
         Command::Export(how) => export::run(config, how),
+        Command::Import {
+            state,
+            from,
+            replace,
+            json,
+        } => store::import(config, state, from, *replace, *json),
         Command::Verify { read_data, json } => store::verify(config, read_data.unwrap_or(0), *json),
         Command::Repair {
             dry_run,

@@ -205,6 +205,22 @@ pub fn fork(config: &Config, of: &str, name: &str, as_json: bool) -> Result<Exit
     told("made", &made, as_json)
 }
 
+/// Brings something in from outside.
+pub fn import(config: &Config, state: &str, from: &Path, replace: bool, as_json: bool) -> Result<ExitCode> {
+    let from = std::fs::canonicalize(from).with_context(|| format!("find {}", from.display()))?;
+    let made = with_keeper(config, async |client| {
+        let request = api::ImportRequest {
+            state: state.into(),
+            from: from.to_str().context("its name is not UTF-8")?.into(),
+            replace,
+            ..api::ImportRequest::default()
+        };
+        let made = long(&client, async |context| client.import(context, &request).await).await?;
+        Ok(made.commit.unwrap_or_default())
+    })?;
+    told("made", &made, as_json)
+}
+
 /// Verifies the store.
 pub fn verify(config: &Config, percent: u32, as_json: bool) -> Result<ExitCode> {
     let done = with_keeper(config, async |client| {

@@ -4,6 +4,7 @@
 mod builds;
 mod compose;
 mod databases;
+mod export;
 mod remapped;
 mod restores;
 
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         builds::TESTS,
         compose::TESTS,
         databases::TESTS,
+        export::TESTS,
         remapped::TESTS,
         restores::TESTS,
     ]

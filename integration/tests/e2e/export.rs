@@ -13,6 +13,10 @@ pub const TESTS: &[(&str, Test)] = &[
         "export::an_archive_is_whole_or_not_there",
         an_archive_is_whole_or_not_there,
     ),
+    (
+        "export::a_history_begins_from_outside",
+        a_history_begins_from_outside,
+    ),
 ];
 
 /// What a container does to its image.
@@ -176,5 +180,76 @@ fn an_archive_is_whole_or_not_there(d: &Daemon) -> Result<()> {
         .collect::<Result<_>>()?;
     left.sort();
     ensure!(left == ["no-image.tar", "packs.tar", "piped.tar"], "{left:?}");
+    Ok(())
+}
+
+fn a_history_begins_from_outside(d: &Daemon) -> Result<()> {
+    let image = d.import("busybox")?;
+    let _keeper = Keeper::start(d, "interval = \"1h\"")?;
+    let name = |leaf: &str| format!("ctr/{}/{leaf}", d.namespace());
+    let dir = d.folder().join("enters");
+    fs::create_dir_all(dir.join("tree/etc"))?;
+    container(d, OURS, &image, "origin", WORK)?;
+    let expected = container(d, OURS, &image, "origin", LOOK)?;
+    said(d, &["commit", "origin"])?;
+    // What left as a layer enters as one; a gzip of it too.
+    let layer = dir.join("layer.tar");
+    said(d, &["export", "origin", &text(&layer), "--format", "layer"])?;
+    run_command(std::process::Command::new("gzip").arg("-1k").arg(&layer))?.ok()?;
+    for (leaf, file) in [("copy", "layer.tar"), ("copy-gz", "layer.tar.gz")] {
+        said(d, &["import", &name(leaf), &text(&dir.join(file))])?;
+        let found = container(d, OURS, &image, leaf, LOOK)?;
+        ensure!(found == expected, "{file}: expected\n{expected}\nfound\n{found}");
+    }
+    let log = said(d, &["log", "copy"])?;
+    ensure!(log.contains("import") && log.contains("layer.tar"), "{log}");
+    // A directory.
+    fs::write(dir.join("tree/seed"), "planted\n")?;
+    fs::write(dir.join("tree/etc/passwd"), "nobody\n")?;
+    said(d, &["import", &name("planted"), &text(&dir.join("tree"))])?;
+    let look = "cat /seed /etc/passwd; echo grown > /seed";
+    ensure!(container(d, OURS, &image, "planted", look)? == "planted\nnobody");
+    // What is there is not lost.
+    let again = ["import", &name("planted"), &text(&layer)];
+    d.diffkeeper(&again)?.fails_with(&["--replace"])?;
+    d.ctr(&["run", "-d", "--runtime", OURS, &image, "planted", "sleep", "1000"])?
+        .ok()?;
+    let replace = [&again[..], &["--replace", "--json"]].concat();
+    d.diffkeeper(&replace)?.fails_with(&["in use"])?;
+    d.forget("planted")?;
+    let made: serde_json::Value = serde_json::from_str(&d.diffkeeper(&replace)?.ok()?)?;
+    ensure!(container(d, OURS, &image, "planted", LOOK)? == expected);
+    let before = made["previous"].as_str().unwrap_or_default();
+    said(d, &["restore", &format!("planted@{before}")])?;
+    ensure!(container(d, OURS, &image, "planted", "cat /seed")? == "grown");
+    // What means harm, or is none, leaves nothing behind.
+    let bash = |line: &str| {
+        run_command(
+            std::process::Command::new("bash")
+                .args(["-c", line])
+                .current_dir(&dir),
+        )?
+        .ok()
+    };
+    bash(
+        "tar -P -cf up.tar --transform 's,^,../,' layer.tar; head -c 100000 layer.tar > short.tar; head -c 2000 /dev/zero | tr '\\0' x > no.tar",
+    )?;
+    for (file, why) in [
+        ("up.tar", "leads up"),
+        ("short.tar", "ends in the middle"),
+        ("no.tar", "not a tar"),
+    ] {
+        let ran = d.diffkeeper(&["import", &name("harmed"), &text(&dir.join(file))])?;
+        ensure!(ran.status != 0 && ran.err.contains(why), "{file}: {ran:?}");
+        let states = said(d, &["states"])?;
+        ensure!(!states.contains("harmed"), "{states}");
+        d.diffkeeper(&["log", &name("harmed")])?
+            .fails_with(&["no state"])?;
+    }
+    d.diffkeeper(&["import", "a/b", &text(&layer)])?
+        .fails_with(&["name"])?;
+    said(d, &["import", &name("harmed"), &text(&layer)])?;
+    ensure!(container(d, OURS, &image, "harmed", LOOK)? == expected);
+    ensure!(said(d, &["verify", "--read-data"])?.contains("all is well"));
     Ok(())
 }

@@ -1,8 +1,13 @@
 //! Versions as archives, and archives as versions.
 
+mod import;
+#[cfg(test)]
+mod import_tests;
+mod read;
 pub mod tar;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod write;
 
 use std::io::Write;
