@@ -8,7 +8,13 @@ mod export;
 mod remapped;
 mod restores;
 
-use std::{fs, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    process::{ExitCode, Stdio},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use integration::{Docker, daemon::kill, second_chance, wait::until};
@@ -604,7 +610,30 @@ fn what_people_type(d: &Docker) -> Result<()> {
         &life(d, "typed", &image, "cat /copied; test ! -e /sbin/docker-init")?,
         "copied\n",
     )?;
-    // An attached client sees what comes and the exit status.
+    // A client that attaches later is heard, sees what comes, and gets the exit status.
+    start(
+        d,
+        &["-d", "-i", "--name", "heard"],
+        &image,
+        "while read line; do echo heard $line; test $line != bye || exit 5; done",
+    )?;
+    let mut client = d
+        .command(&["attach", "heard"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    // Docker's client stops listening when it has no more to say: its input stays open.
+    let mut input = client.stdin.take().context("no input")?;
+    let mut output = BufReader::new(client.stdout.take().context("no output")?);
+    let mut heard = String::new();
+    input.write_all(b"hello\n")?;
+    output.read_line(&mut heard)?;
+    same(&heard, "heard hello\n")?;
+    input.write_all(b"bye\n")?;
+    let status = client.wait()?;
+    ensure!(status.code() == Some(5), "{status}");
+    remove(d, "heard")?;
+    // One that was attached from the start, too.
     let ran = d.docker(&[
         "run",
         "--rm",

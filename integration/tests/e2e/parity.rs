@@ -1,6 +1,10 @@
 //! What the stock shim does, this one does.
 
-use std::{fs, process::Stdio, time::Duration};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use integration::{
@@ -33,6 +37,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("parity::a_shim_says_what_it_does", a_shim_says_what_it_does),
     ("parity::nothing_is_left_behind", nothing_is_left_behind),
     ("parity::crun", crun),
+    ("parity::youki", youki),
     ("parity::a_dead_shim_is_cleaned_up", a_dead_shim_is_cleaned_up),
 ];
 
@@ -487,49 +492,57 @@ fn a_shim_says_what_it_does(d: &Daemon) -> Result<()> {
 }
 
 fn crun(d: &Daemon) -> Result<()> {
-    if std::process::Command::new("crun")
-        .arg("--version")
-        .output()
-        .is_err()
-    {
-        println!(
-            "skipped containerd-{}::parity::crun: crun is not installed",
-            d.version
-        );
+    another_runtime(
+        d,
+        "crun",
+        &["unknown version specified", "hybrid mode not supported"],
+    )
+}
+
+fn youki(d: &Daemon) -> Result<()> {
+    another_runtime(d, "youki", &[])
+}
+
+/// A life under another OCI runtime, and what it has kept in the next; `cannot`: what one says that is too old for this
+/// machine.
+fn another_runtime(d: &Daemon, name: &str, cannot: &[&str]) -> Result<()> {
+    let skipped = |why: &str| println!("skipped containerd-{}::parity::{name}: {why}", d.version);
+    if Command::new(name).arg("--version").output().is_err() {
+        skipped(&format!("{name} is not installed"));
         return Ok(());
     }
     let image = d.import("busybox")?;
-    let options = d.folder().join("crun.toml");
-    fs::write(
-        &options,
-        "BinaryName = \"crun\"\nRoot = \"/run/diffkeeper-e2e-crun\"\n",
-    )?;
+    let options = d.folder().join(format!("{name}.toml"));
+    let root = format!("/run/diffkeeper-e2e-{name}");
+    fs::write(&options, format!("BinaryName = \"{name}\"\nRoot = \"{root}\"\n"))?;
     let options = options.to_string_lossy();
-    let line = [
-        "run",
-        "--rm",
-        "--runtime",
-        OURS,
-        "--runtime-config-path",
-        &options,
-        &image,
-        "cr",
-        "sh",
-        "-c",
-        "echo by crun",
-    ];
-    let ran = d.ctr(&line)?;
-    // crun leaves its state's root, empty.
-    let _ = fs::remove_dir_all("/run/diffkeeper-e2e-crun");
-    if ran.err.contains("unknown version specified") || ran.err.contains("hybrid mode not supported") {
-        println!(
-            "skipped containerd-{}::parity::crun: this crun cannot: {}",
-            d.version,
-            ran.err.trim()
-        );
+    let id = format!("by-{name}");
+    let run = |script: &str| {
+        d.ctr(&[
+            "run",
+            "--rm",
+            "--runtime",
+            OURS,
+            "--runtime-config-path",
+            &options,
+            &image,
+            &id,
+            "sh",
+            "-c",
+            script,
+        ])
+    };
+    let ran = run("echo kept > /kept; echo written")?;
+    if cannot.iter().any(|words| ran.err.contains(words)) {
+        let _ = fs::remove_dir_all(&root);
+        skipped(&format!("this {name} cannot: {}", ran.err.trim()));
         return Ok(());
     }
-    ensure!((ran.status, ran.out.as_str()) == (0, "by crun\n"), "{ran:?}");
+    let next = run("cat /kept")?;
+    // Its state's root stays, empty.
+    let _ = fs::remove_dir_all(&root);
+    ensure!((ran.status, ran.out.as_str()) == (0, "written\n"), "{ran:?}");
+    ensure!((next.status, next.out.as_str()) == (0, "kept\n"), "{next:?}");
     Ok(())
 }
 

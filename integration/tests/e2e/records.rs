@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use integration::{Daemon, OURS, wait::until};
+use integration::{Daemon, OURS, STOCK, wait::until};
 use live::Record;
 
 use crate::Test;
@@ -11,6 +11,10 @@ use crate::Test;
 pub const TESTS: &[(&str, Test)] = &[
     ("records::a_chosen_name_stays_chosen", a_chosen_name_stays_chosen),
     ("records::a_state_learns_its_image", a_state_learns_its_image),
+    (
+        "records::a_snapshot_holds_nothing_kept",
+        a_snapshot_holds_nothing_kept,
+    ),
 ];
 
 /// On a busy machine.
@@ -104,4 +108,43 @@ fn a_state_learns_its_image(d: &Daemon) -> Result<()> {
     d.forget("learns")?;
     // The image that it was begun with is still the right one.
     life(d, &old, "learns", &["diffkeeper.io/on-image-change=refuse"])
+}
+
+/// What containerd compares when `nerdctl commit` asks for it, and what `ctr snapshots usage` counts, is the snapshot: it
+/// stays as the image is.
+fn a_snapshot_holds_nothing_kept(d: &Daemon) -> Result<()> {
+    let image = d.import("busybox")?;
+    let script = "mkdir /diffed && dd if=/dev/zero of=/diffed/much bs=1M count=8 2>/dev/null && sync && touch /ready; sleep 1000";
+    let mut seen = Vec::new();
+    for (name, runtime) in [("diffed-stock", STOCK), ("diffed-ours", OURS)] {
+        d.ctr(&[
+            "run",
+            "-d",
+            "--runtime",
+            runtime,
+            &image,
+            name,
+            "sh",
+            "-c",
+            script,
+        ])?
+        .ok()?;
+        until("it has written", LIMIT, || {
+            let exec = ["task", "exec", "--exec-id", "look", name, "test", "-e", "/ready"];
+            d.ctr(&exec).is_ok_and(|ran| ran.status == 0)
+        })?;
+        let tar = "application/vnd.oci.image.layer.v1.tar";
+        let diff = d.ctr(&["snapshots", "diff", "--media-type", tar, name])?.ok()?;
+        let usage = d.ctr(&["snapshots", "usage", "-b", name])?.ok()?;
+        // KEY SIZE INODES
+        let bytes = usage
+            .lines()
+            .last()
+            .and_then(|line| line.split_whitespace().nth(1));
+        let bytes: u64 = bytes.and_then(|size| size.parse().ok()).context(usage)?;
+        seen.push((diff.contains("diffed/much"), bytes > 8 << 20));
+        d.forget(name)?;
+    }
+    ensure!(seen == [(true, true), (false, false)], "{seen:?}");
+    Ok(())
 }
