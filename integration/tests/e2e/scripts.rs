@@ -229,11 +229,19 @@ fn json_is_what_the_schema_says(d: &Daemon) -> Result<()> {
     ensure!(done["waits_for_next_start"] == false, "{done}");
     schemas.check(d, &["undo", "told"])?;
     schemas.check(d, &["fork", "told@one", "told-2"])?;
+    let imported = tempfile::tempdir()?;
+    fs::write(imported.path().join("file"), "imported")?;
+    let name = format!("ctr/{}/told-3", d.namespace());
+    schemas.check(d, &["import", &name, &imported.path().to_string_lossy()])?;
     schemas.check(d, &["verify", "--read-data"])?;
     schemas.check(d, &["repair"])?;
     schemas.check(d, &["gc", "--dry-run"])?;
     schemas.check(d, &["gc"])?;
     schemas.check(d, &["audit", "told"])?;
+    let key = imported.path().join("key").to_string_lossy().into_owned();
+    d.diffkeeper(&["keygen", &key])?.ok()?;
+    let public = format!("{key}.pub");
+    schemas.check(d, &["audit", "told", "--public-key", &public])?;
     schemas.check(d, &["stats"])?;
     schemas.check(d, &["prune", "--dry-run"])?;
     let socket = d.socket();
@@ -263,7 +271,7 @@ fn json_is_what_the_schema_says(d: &Daemon) -> Result<()> {
         "not run: {:?}",
         commands.difference(&schemas.used)
     );
-    for name in ["told", "told-2"] {
+    for name in ["told", "told-2", "told-3"] {
         d.diffkeeper(&["rm", name, "--yes", "--history"])?.ok()?;
     }
     Ok(())
