@@ -368,7 +368,22 @@ fn the_exit_status_says_what_was_wrong(d: &Daemon) -> Result<()> {
         plan["lost"].as_array().is_some_and(|lost| !lost.is_empty()) && plan["nothing"] == false,
         "{plan}"
     );
-    fs::write(&pack, &whole)?;
+    // Looking has changed nothing; doing it leaves nothing that is wrong.
+    ensure!(fs::read(&pack)? == bytes, "the pack was touched");
+    expect(0, &["repair"])?;
+    expect(0, &["verify", "--read-data"])?;
+    expect(0, &["audit", "ends"])?;
+    // The pack is found whole after all.
+    fs::write(pack.with_extension("pack.found"), &whole)?;
+    let healed = schemas.check(d, &["repair"])?;
+    ensure!(
+        healed["whole_again"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty()),
+        "{healed}"
+    );
+    fs::remove_file(pack.with_extension("pack.found"))?;
+    expect(0, &["repair", "--discard"])?;
     expect(0, &["verify", "--read-data"])?;
     d.diffkeeper(&["rm", "ends", "--yes", "--history"])?.ok()?;
     Ok(())
