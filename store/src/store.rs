@@ -419,8 +419,16 @@ impl Store {
         let Some(writer) = writing.open.get_mut(&(domain, class)) else {
             return Ok(0);
         };
-        let at = writer.append(record, encoded)?;
-        let place = place(writer.header.pack, at);
+        let pack = writer.header.pack;
+        let at = match writer.append(record, encoded) {
+            Ok(at) => at,
+            Err(error) => {
+                // Whoever shares a full disk is not to wait for the room until the store is opened next.
+                self.abandon(&mut writing);
+                return Err(error);
+            }
+        };
+        let place = place(pack, at);
         self.pending
             .write()
             .unwrap_or_else(PoisonError::into_inner)
