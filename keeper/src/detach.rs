@@ -14,7 +14,7 @@ use std::{
 
 use nix::{
     sys::{signal, stat},
-    unistd::{Pid, chdir, setsid},
+    unistd::{Pid, chdir, getpid, getsid, setsid},
 };
 use runtime_spec::config::Config;
 
@@ -160,7 +160,11 @@ fn wait(config: &Config, mut child: Option<Child>, why: &str) -> Result<()> {
 /// A process that leads a group already: it was not started for this.
 pub fn leave() -> Result<()> {
     sys::close_inherited().on("close", Path::new("inherited files"))?;
-    setsid().on("begin", Path::new("a session"))?;
+    match setsid() {
+        // It has one: it begins anew.
+        Err(nix::Error::EPERM) if getsid(None).is_ok_and(|session| session == getpid()) => {}
+        begun => drop(begun.on("begin", Path::new("a session"))?),
+    }
     chdir("/").on("change to", Path::new("/"))?;
     stat::umask(stat::Mode::from_bits_truncate(0o077));
     // Without the rights it runs where it is, as killable as it is.

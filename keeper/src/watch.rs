@@ -7,8 +7,9 @@
 
 use std::{
     collections::HashMap,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
+    process::Command,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -31,6 +32,9 @@ const LONGEST: Duration = Duration::from_secs(60);
 const BLIND: Duration = Duration::from_secs(10);
 /// A tree of more directories is not watched: the kernel's limit is for the whole node.
 const DIRECTORIES: usize = 4096;
+
+/// With less on its disk a keeper whose catalog has met a full one does not begin anew: it would not come up.
+const ROOM: u64 = 32 << 20;
 
 /// How often space is got back, while something is recorded.
 const TIDY: Duration = Duration::from_secs(3600);
@@ -249,6 +253,12 @@ impl Watch {
             Err(crate::Error::NotFound(_)) => return,
             Err(error) => {
                 tracing::error!(state = %name, %error, "the state could not be recorded");
+                if let crate::Error::Store(error) = &error
+                    && error.wants_opening()
+                    && self.keeper.free().is_ok_and(|free| free >= ROOM)
+                {
+                    begin_anew();
+                }
                 true
             }
         };
@@ -273,6 +283,16 @@ impl Watch {
         // What was said meanwhile is newer.
         states.entry(name).or_insert(watched);
     }
+}
+
+/// This program again, in this process: a catalog that refuses to be written is opened anew that way, and whatever watches
+/// over the process sees nothing of it.
+fn begin_anew() {
+    tracing::warn!("there is room again: the keeper begins anew");
+    let error = Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .exec();
+    tracing::error!(%error, "the keeper cannot begin anew: stop it, and the next container starts another");
 }
 
 /// Asks the kernel to tell of the first change in each directory; none where it cannot.

@@ -223,6 +223,25 @@ impl State {
         write_json(&self.dir.join("state.json"), &Record { image, ..record })
     }
 
+    /// Says that the live tree was made on another image than the last life's. The caller has the lease.
+    ///
+    /// # Errors
+    /// A full or read-only disk.
+    pub fn stands_on(&self, digest: &str) -> Result<()> {
+        let Some(record) = self.record() else {
+            return Ok(());
+        };
+        if record.image.as_ref().and_then(|image| image.digest.as_deref()) == Some(digest) {
+            return Ok(());
+        }
+        // Its layers are not known: whatever comes is compared by the digest.
+        let image = Some(Image {
+            layers: Vec::new(),
+            digest: Some(digest.to_owned()),
+        });
+        write_json(&self.dir.join("state.json"), &Record { image, ..record })
+    }
+
     /// Whether the kernel says that an overlay stands on one of the upper directories.
     pub(crate) fn is_mounted(&self) -> Result<bool> {
         for root in self.overlays() {

@@ -98,6 +98,21 @@ impl<T> Context<T> for nix::Result<T> {
     }
 }
 
+impl Error {
+    /// Whether nothing can be written any more until the store is opened anew: fjall refuses every batch after a journal
+    /// that it could not write.
+    #[must_use]
+    pub fn wants_opening(&self) -> bool {
+        matches!(
+            self,
+            Error::Catalog {
+                source: fjall::Error::Poisoned,
+                ..
+            }
+        )
+    }
+}
+
 /// Says what was asked of the catalog.
 pub(crate) trait InCatalog<T> {
     /// Wraps an error with a verb phrase: "look up a chunk".

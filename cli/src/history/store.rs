@@ -154,14 +154,23 @@ fn restored(done: &api::RestoreResponse, as_json: bool) -> Result<ExitCode> {
     }
     let before = done.before.get_or_default();
     match done.after.as_ref() {
-        Some(after) => println!(
-            "restored {}: its next start begins with {}\nwhat was there is {}@{}; diffkeeper undo {} goes back to it",
-            after.state,
-            after.message,
-            before.state,
-            short(&before.id),
-            after.state
-        ),
+        Some(after) => {
+            println!(
+                "restored {}: its next start begins with {}\nwhat was there is {}@{}; diffkeeper undo {} goes back to it",
+                after.state,
+                after.message,
+                before.state,
+                short(&before.id),
+                after.state
+            );
+            if !after.image.is_empty() && !before.image.is_empty() && after.image != before.image {
+                println!(
+                    "that version stood on the image {}, and what was there on {}: with another image than its own the next \
+                     start does what diffkeeper.io/on-image-change says",
+                    after.image, before.image
+                );
+            }
+        }
         None => println!(
             "{} is in use: its next start begins with that version. Restart the container, or call it off with diffkeeper \
              restore --cancel {}",

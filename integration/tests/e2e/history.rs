@@ -27,6 +27,8 @@ pub const TESTS: &[(&str, Test)] = &[
         "history::a_keeper_is_there_when_one_is_needed",
         a_keeper_is_there_when_one_is_needed,
     ),
+    ("history::a_full_disk_and_room_again", a_full_disk_and_room_again),
+    ("history::made_on_another_image", made_on_another_image),
     ("history::begun_from_another", begun_from_another),
     ("history::asked_for_by_annotation", asked_for_by_annotation),
     (
@@ -520,6 +522,95 @@ fn started_by_shims(d: &Daemon, image: &str) -> Result<()> {
     let text = run(d, image, "there", &["--annotation", &asked], "cat /data")?;
     ensure!(text == "one" || text == "two", "{text}");
     ensure!(keeper_of(d).is_some(), "restored by nobody");
+    Ok(())
+}
+
+/// The store's disk is full: containers go on, nothing that was recorded is lost, and with room again history goes on by
+/// itself.
+fn a_full_disk_and_room_again(d: &Daemon) -> Result<()> {
+    let image = d.import("busybox")?;
+    let disk = d.folder().join("store-disk");
+    fs::create_dir_all(&disk)?;
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=200m", "none"])
+        .arg(&disk)
+        .status()?;
+    ensure!(mounted.success(), "no tmpfs");
+    let done = with_little_room(d, &image, &disk);
+    let _ = std::process::Command::new("umount").arg("-l").arg(&disk).status();
+    done
+}
+
+fn with_little_room(d: &Daemon, image: &str, disk: &std::path::Path) -> Result<()> {
+    let store = disk.join("store");
+    let keeper = Keeper::start(d, &format!("interval = \"200ms\"\nstore = {store:?}"))?;
+    // Little at a time: then it is now a pack that finds no room, and now the catalog's journal.
+    let script = "i=0; while :; do echo $i > /count; i=$((i+1)); sleep 0.1; done";
+    start(d, image, "writer", &[], script)?;
+    let commits = || log(d, "writer").map_or(0, |commits| commits.len());
+    until("some commits", Duration::from_secs(20), || commits() >= 3)?;
+    let filler = disk.join("filler");
+    let fill = || -> Result<()> {
+        let free = nix::sys::statvfs::statvfs(disk)?;
+        let free = free.blocks_available() * free.fragment_size();
+        let mut file = fs::File::options().create(true).append(true).open(&filler)?;
+        // As much as there is.
+        let _ = std::io::copy(&mut std::io::Read::take(std::io::repeat(1), free), &mut file);
+        Ok(())
+    };
+    fill()?;
+    let failures = || {
+        fill().is_ok()
+            && fs::read_to_string(d.folder().join("keeper.log"))
+                .is_ok_and(|text| text.matches("could not be recorded").count() >= 3)
+    };
+    until("a full disk", Duration::from_secs(60), failures)?;
+    let there = commits();
+    // The container has not noticed.
+    let count = || fs::read_to_string(d.upper("writer").join("count")).unwrap_or_default();
+    let before = count();
+    until("the container goes on", Duration::from_secs(10), || {
+        count() != before
+    })?;
+    fs::remove_file(&filler)?;
+    let pid = keeper.pid();
+    until("history goes on", Duration::from_secs(90), || commits() > there)?;
+    ensure!(keeper_of(d) == i32::try_from(pid).ok(), "another keeper");
+    said(d, &["audit", "writer"])?;
+    said(d, &["verify", "--read-data"])?;
+    d.ctr(&["task", "rm", "-f", "writer"])?.ok()?;
+    keeper.stop()
+}
+
+/// A version that was made on another image says so, and the next start does what `on-image-change` says.
+fn made_on_another_image(d: &Daemon) -> Result<()> {
+    let (old, new) = (d.import("upgrade-1")?, d.import("upgrade-2")?);
+    let _keeper = Keeper::start(d, "interval = \"200ms\"")?;
+    let life = |image: &str, what: &str, script: &str| {
+        let change = format!("diffkeeper.io/on-image-change={what}");
+        run(d, image, "moved", &["--annotation", &change], script)
+    };
+    // Whoever wants to be asked has the digest recorded.
+    life(&old, "refuse", "echo old > /v")?;
+    let first = json(d, &["commit", "moved", "-m", "on the old one", "--tag", "old"])?;
+    life(&new, "fresh", "echo new > /v")?;
+    let second = json(d, &["commit", "moved", "-m", "on the new one"])?;
+    let digests = (first["image"].as_str(), second["image"].as_str());
+    let (Some(was), Some(is)) = digests else {
+        bail!("{first} {second}");
+    };
+    ensure!(was != is && was.starts_with("sha256:"), "{digests:?}");
+    let told = said(d, &["restore", "moved@old"])?;
+    ensure!(told.contains(was) && told.contains(is), "{told}");
+    let refused = life(&new, "refuse", "cat /v").err().map(|e| format!("{e:#}"));
+    ensure!(
+        refused
+            .as_ref()
+            .is_some_and(|told| told.contains(was) && told.contains(is)),
+        "{refused:?}"
+    );
+    ensure!(life(&old, "refuse", "cat /v")? == "old");
+    ensure!(life(&new, "keep", "cat /v")? == "old");
     Ok(())
 }
 

@@ -221,6 +221,9 @@ impl Keeper {
             Some(path) => self.tree_with(&known, &before, domain, target, path)?,
         };
         let entries = self.put_in_place(state, &known, domain, tree, progress)?;
+        if how.path.is_none() && !target.commit.image.is_empty() {
+            state.stands_on(&target.commit.image)?;
+        }
         let session = self.store.session(known.domain);
         let commit = Commit {
             tree: tree.0.to_vec(),
