@@ -238,22 +238,23 @@ pub fn timeline(
     let is_recording = keeper::recording::Mark::read(&config.root).is_some();
     let mut first = None;
     with_keeper(config, async |client| {
-        let mut after = resolve(&client, state).await?;
+        let head = resolve(&client, state).await?;
         if is_recording {
             let first_of_all = format!("{state}@+0ms");
             first = Some(resolve(&client, &first_of_all).await?.time);
         }
         // Newest first: a commit and the one before it.
-        while after.time >= oldest && after.given_up.is_empty() && !after.previous.is_empty() {
-            let before = resolve(&client, &format!("{}@{}", after.state, after.previous)).await?;
-            if !before.given_up.is_empty() {
-                break;
-            }
-            if after.time <= newest {
-                let found = changes(&client, &before, &after).await?;
+        let mut next = with_content(&client, head).await?;
+        while let Some(after) = next.filter(|after| after.time >= oldest) {
+            let before = match previous(&client, &after).await? {
+                Some(before) => with_content(&client, before).await?,
+                None => None,
+            };
+            if let Some(before) = before.as_ref().filter(|_| after.time <= newest) {
+                let found = changes(&client, before, &after).await?;
                 lines.push((after, found));
             }
-            after = before;
+            next = before;
         }
         Ok(())
     })?;
@@ -297,6 +298,23 @@ pub fn timeline(
         table::print(&[when, "COMMIT", "", "SIZE", "PATH"], &rows);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn previous(client: &KeeperClient, of: &api::Commit) -> Result<Option<api::Commit>> {
+    if of.previous.is_empty() {
+        return Ok(None);
+    }
+    let before = resolve(client, &format!("{}@{}", of.state, of.previous)).await?;
+    Ok(Some(before))
+}
+
+/// The commit, or the newest before it whose content has not been given up.
+async fn with_content(client: &KeeperClient, commit: api::Commit) -> Result<Option<api::Commit>> {
+    let mut at = Some(commit);
+    while let Some(commit) = at.take_if(|commit| !commit.given_up.is_empty()) {
+        at = previous(client, &commit).await?;
+    }
+    Ok(at)
 }
 
 /// A time since the first commit as a version has it, rounded up: what was recorded then is in it.

@@ -29,6 +29,10 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
     ("history::a_full_disk_and_room_again", a_full_disk_and_room_again),
     ("history::made_on_another_image", made_on_another_image),
+    (
+        "history::a_thinned_history_has_a_timeline",
+        a_thinned_history_has_a_timeline,
+    ),
     ("history::begun_from_another", begun_from_another),
     ("history::asked_for_by_annotation", asked_for_by_annotation),
     (
@@ -611,6 +615,44 @@ fn made_on_another_image(d: &Daemon) -> Result<()> {
     );
     ensure!(life(&old, "refuse", "cat /v")? == "old");
     ensure!(life(&new, "keep", "cat /v")? == "old");
+    Ok(())
+}
+
+/// Commits that have given up their content are stepped over: what changed between the others is still told.
+fn a_thinned_history_has_a_timeline(d: &Daemon) -> Result<()> {
+    let image = d.import("busybox")?;
+    let _keeper = Keeper::start(d, "interval = \"off\"\nretention = [\"1h for 1d\"]")?;
+    for n in 1..=5 {
+        run(
+            d,
+            &image,
+            "thin",
+            &[],
+            &format!("echo {n} > /v; echo {n} > /only-{n}; rm -f /only-$(({n} - 1))"),
+        )?;
+        let tag = if n == 2 { &["--tag", "second"][..] } else { &[] };
+        said(d, &[&["commit", "thin", "-m", "by hand"], tag].concat())?;
+    }
+    said(d, &["gc"])?;
+    let given_up = log(d, "thin")?
+        .iter()
+        .filter(|commit| commit["given_up"].as_str().is_some_and(|rule| !rule.is_empty()))
+        .count();
+    ensure!(
+        given_up >= 2,
+        "{given_up} of five commits have given up their content"
+    );
+    let changes = json(d, &["timeline", "thin", "--path", "/only-*"])?;
+    let told: Vec<(&str, &str)> = changes
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|change| Some((change["change"].as_str()?, change["path"].as_str()?)))
+        .collect();
+    ensure!(
+        told.contains(&("removed", "/only-2")) && told.contains(&("added", "/only-5")),
+        "{changes}"
+    );
     Ok(())
 }
 
