@@ -38,7 +38,11 @@ impl<'d> Keeper<'d> {
         Self::run(docker.folder())
     }
 
-    fn configure(folder: &Path, settings: &str) -> Result<()> {
+    /// Puts `settings` under `[history]` into the configuration of the daemon in `folder`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn configure(folder: &Path, settings: &str) -> Result<()> {
         let config = folder.join("diffkeeper.toml");
         let text = fs::read_to_string(&config)?;
         let head = text.split("[history]").next().unwrap_or_default().trim_end();

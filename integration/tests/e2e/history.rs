@@ -429,9 +429,13 @@ fn keeper_of(d: &Daemon) -> Option<i32> {
 fn a_keeper_is_there_when_one_is_needed(d: &Daemon) -> Result<()> {
     let image = d.import("busybox")?;
     let kept = fs::read_to_string(d.config())?;
-    let config = kept.replace("start-keeper = false", "history.interval = \"200ms\"");
-    ensure!(config != kept, "{kept}");
-    fs::write(d.config(), config)?;
+    Keeper::configure(&d.folder(), "interval = \"200ms\"")?;
+    let config = fs::read_to_string(d.config())?;
+    ensure!(config.contains("start-keeper = false"), "{config}");
+    fs::write(
+        d.config(),
+        config.replace("start-keeper = false", "start-keeper = true"),
+    )?;
     let done = started_by_shims(d, &image);
     // None is left, whatever happened.
     let stopped = keeper_of(d).map(|_| d.diffkeeper(&["keeper", "--stop"]));

@@ -67,7 +67,9 @@ fn on_a_terminal(d: &Daemon, env: &[(&str, &str)], args: &[&str]) -> Result<Ran>
     command
         .env("TERM", "xterm")
         .env("PAGER", "cat")
-        .env_remove("NO_COLOR");
+        .env_remove("NO_COLOR")
+        // Where this is set, a terminal counts as one with colours whatever it says of itself.
+        .env_remove("CI");
     command.envs(env.iter().copied());
     run(&mut command)
 }
