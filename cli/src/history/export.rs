@@ -6,11 +6,11 @@ use std::{
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use keeper_api::keeper::{keeper as api, keeper_ttrpc::KeeperClient};
 use protobuf::MessageField;
 use runtime_spec::config::Config;
@@ -140,7 +140,7 @@ pub fn directory(config: &Config, of: &str, to: &Path, below: &str) -> Result<Ex
 pub struct Target {
     to: PathBuf,
     out: Out,
-    progress: Progress,
+    bar: ProgressBar,
 }
 
 enum Out {
@@ -182,7 +182,7 @@ impl Target {
         Ok(Target {
             to: to.to_owned(),
             out,
-            progress: Progress::new(),
+            bar: bar(),
         })
     }
 
@@ -196,8 +196,8 @@ impl Target {
     }
 
     /// Gives the file its name.
-    pub fn keep(mut self) -> Result<()> {
-        self.progress.end();
+    pub fn keep(self) -> Result<()> {
+        self.bar.finish();
         if let Out::Fresh(fresh) = self.out {
             let name = || format!("write {}", self.to.display());
             fresh.as_file().sync_all().with_context(name)?;
@@ -220,7 +220,7 @@ impl Write for Target {
             Out::Fresh(fresh) => fresh.as_file_mut().write(bytes),
             Out::Stream(out) => out.write(bytes),
         }?;
-        self.progress.more(n as u64);
+        self.bar.inc(n as u64);
         Ok(n)
     }
 
@@ -229,50 +229,13 @@ impl Write for Target {
     }
 }
 
-/// How far it is, on a terminal.
-struct Progress {
-    shown: bool,
-    begun: Instant,
-    last: Instant,
-    bytes: u64,
-}
-
-impl Progress {
-    fn new() -> Progress {
-        let now = Instant::now();
-        Progress {
-            shown: io::stderr().is_terminal(),
-            begun: now,
-            last: now,
-            bytes: 0,
-        }
+/// How much has gone out, and how fast: how much there will be is not known before.
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new_spinner().with_finish(ProgressFinish::AndClear);
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {binary_bytes}, {binary_bytes_per_sec}") {
+        bar.set_style(style);
     }
-
-    fn more(&mut self, bytes: u64) {
-        self.bytes += bytes;
-        if self.shown && self.last.elapsed() > Duration::from_millis(200) {
-            self.last = Instant::now();
-            let rate = self.bytes as f64 / self.begun.elapsed().as_secs_f64();
-            eprint!(
-                "\r\x1b[K{}, {}/s",
-                table::bytes(self.bytes),
-                table::bytes(rate as u64)
-            );
-        }
-    }
-
-    fn end(&mut self) {
-        if self.shown && self.last != self.begun {
-            eprint!("\r\x1b[K");
-        }
-        self.shown = false;
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.end();
-    }
+    bar
 }
 
 /// Has the keeper write an archive, and passes it on. `at` is a directory that both see. What was written is whole only
