@@ -309,13 +309,13 @@ fn the_exit_status_says_what_was_wrong(d: &Daemon) -> Result<()> {
         "--runtime",
         OURS,
         &image,
-        "ends",
+        "damaged",
         "sh",
         "-c",
         script,
     ])?
     .ok()?;
-    d.diffkeeper(&["commit", "ends", "--tag", "good"])?.ok()?;
+    d.diffkeeper(&["commit", "damaged", "--tag", "good"])?.ok()?;
     let expect = |status: i32, args: &[&str]| -> Result<()> {
         let ran = d.diffkeeper(args)?;
         ensure!(ran.status == status, "{args:?}: {ran:?}, expected {status}");
@@ -325,18 +325,18 @@ fn the_exit_status_says_what_was_wrong(d: &Daemon) -> Result<()> {
         );
         Ok(())
     };
-    expect(0, &["log", "ends"])?;
-    expect(1, &["tag", "ends@good", "no such tag/name"])?;
-    expect(1, &["restore", "ends@-nonsense"])?;
+    expect(0, &["log", "damaged"])?;
+    expect(1, &["tag", "damaged@good", "no such tag/name"])?;
+    expect(1, &["restore", "damaged@-nonsense"])?;
     expect(2, &["log"])?;
-    expect(2, &["log", "ends", "--no-such-option"])?;
+    expect(2, &["log", "damaged", "--no-such-option"])?;
     expect(2, &["no-such-command"])?;
     expect(3, &["log", "nobody"])?;
-    expect(3, &["show", "ends@nothing"])?;
-    expect(3, &["cat", "ends", "/nowhere"])?;
+    expect(3, &["show", "damaged@nothing"])?;
+    expect(3, &["cat", "damaged", "/nowhere"])?;
     expect(3, &["rm", "nobody", "--yes"])?;
     expect(0, &["verify", "--read-data"])?;
-    expect(0, &["audit", "ends"])?;
+    expect(0, &["audit", "damaged"])?;
     keeper.stop()?;
 
     // One bit in the content.
@@ -372,7 +372,7 @@ fn the_exit_status_says_what_was_wrong(d: &Daemon) -> Result<()> {
     ensure!(fs::read(&pack)? == bytes, "the pack was touched");
     expect(0, &["repair"])?;
     expect(0, &["verify", "--read-data"])?;
-    expect(0, &["audit", "ends"])?;
+    expect(0, &["audit", "damaged"])?;
     // The pack is found whole after all.
     fs::write(pack.with_extension("pack.found"), &whole)?;
     let healed = schemas.check(d, &["repair"])?;
@@ -385,6 +385,6 @@ fn the_exit_status_says_what_was_wrong(d: &Daemon) -> Result<()> {
     fs::remove_file(pack.with_extension("pack.found"))?;
     expect(0, &["repair", "--discard"])?;
     expect(0, &["verify", "--read-data"])?;
-    d.diffkeeper(&["rm", "ends", "--yes", "--history"])?.ok()?;
+    d.diffkeeper(&["rm", "damaged", "--yes", "--history"])?.ok()?;
     Ok(())
 }
