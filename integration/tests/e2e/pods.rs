@@ -33,6 +33,7 @@ pub const TESTS: &[(&str, Test)] = &[
         a_stock_postgresql_image_keeps_its_data,
     ),
     ("pods::links_lead_nowhere", links_lead_nowhere),
+    ("pods::device_nodes_are_only_nodes", device_nodes_are_only_nodes),
     ("pods::chosen_paths", chosen_paths),
     ("pods::neighbours_are_out_of_reach", neighbours_are_out_of_reach),
     (
@@ -226,6 +227,23 @@ fn links_lead_nowhere(d: &Daemon) -> Result<()> {
     )?;
     ensure!(!Path::new("/etc/z").exists() && !Path::new("/etc/y").exists());
     Ok(())
+}
+
+/// Device nodes in an image's `VOLUME` are kept as nodes: nobody reads them, and the container may not either.
+fn device_nodes_are_only_nodes(d: &Daemon) -> Result<()> {
+    let cri = Cri::connect(d)?;
+    let image = d.import_into(NAMESPACE, "hostile")?;
+    let list = "cd /odd; for f in disk memory; do stat -c '%n %F %t:%T %a' $f; head -c 1 $f 2>&1; done; echo kept >> mark; cat mark";
+    let node = |name: &str, what: &str| format!("{name} {what} 666\nhead: {name}: Operation not permitted\n");
+    let nodes = node("disk", "block special file 8:0") + &node("memory", "character special file 1:1");
+    same(
+        &life(&cri, "odd", "o-1", &image, &[], &[], list)?,
+        &format!("{nodes}kept\n"),
+    )?;
+    same(
+        &life(&cri, "odd", "o-2", &image, &[], &[], list)?,
+        &format!("{nodes}kept\nkept\n"),
+    )
 }
 
 fn a_stock_postgresql_image_keeps_its_data(d: &Daemon) -> Result<()> {
