@@ -5,7 +5,7 @@
 //! into being since the first look.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     ffi::OsStr,
     io,
     os::{
@@ -248,15 +248,15 @@ impl<'a> Again<'a> {
         found: &mut Difference,
     ) -> io::Result<()> {
         let below = dir.below.iter().filter_map(|below| self.dirs.get(*below));
-        let known: HashMap<&OsStr, ()> = dir
+        let known: HashSet<&OsStr> = dir
             .files
             .iter()
             .copied()
             .chain(below.map(|dir| dir.seen))
-            .filter_map(|index| Some((name(&self.first.get(index)?.key), ())))
+            .filter_map(|index| Some(name(&self.first.get(index)?.key)))
             .collect();
         for fresh in tree::names(fd)? {
-            if !known.contains_key(OsStr::from_bytes(&fresh)) {
+            if !known.contains(OsStr::from_bytes(&fresh)) {
                 let key = [&seen.key, &[0][..], &fresh].concat();
                 self.fresh(fd, &key, wanted, found)?;
             }

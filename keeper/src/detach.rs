@@ -58,7 +58,7 @@ pub fn start(config: &Config, file: &Path) -> Result<()> {
     let program = std::env::current_exe().on("find", Path::new("this program"))?;
     if Path::new("/run/systemd/system").is_dir() {
         ask(systemd(&program, file))?;
-        return wait(config, None, "journalctl -u diffkeeper-keeper says why");
+        return wait(config, None, "journalctl -t diffkeeper says why");
     }
     let log = config.root.join(LOG);
     let child = apart(&program, config, file, &log)?;

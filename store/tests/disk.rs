@@ -3,6 +3,8 @@
 // A failed assertion is how a test reports.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use std::{collections::BTreeMap, path::Path};
 
 use store::{
@@ -12,16 +14,7 @@ use store::{
     format::{Commit, Entry, Kind, key},
 };
 
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = std::iter::repeat_with(|| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    });
-    next.flat_map(u64::to_le_bytes).take(length).collect()
-}
+use common::noise;
 
 /// The content of a version. The longest is more than a pack's buffer, so that writes are asked for in between too.
 fn content(version: u64) -> Vec<u8> {

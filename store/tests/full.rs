@@ -3,6 +3,8 @@
 // A failed assertion is how a test reports.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -13,6 +15,8 @@ use store::{
     Hash, Store,
     format::{Commit, Entry, Kind, key},
 };
+
+use common::noise;
 
 /// A file system of a few megabytes in memory.
 struct Disk(PathBuf);
@@ -49,19 +53,6 @@ impl Drop for Disk {
     fn drop(&mut self) {
         let _ = umount2(&self.0, MntFlags::MNT_DETACH);
     }
-}
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        bytes.extend_from_slice(&x.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
 }
 
 fn commit(store: &Store, n: u64, length: usize) -> store::Result<()> {

@@ -3,6 +3,8 @@
 // A failed assertion is how a test reports.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use std::{
     fs,
     os::unix::process::ExitStatusExt,
@@ -11,6 +13,8 @@ use std::{
 };
 
 use store::{FORMAT, Hash, Store, Version, content::Stretch, fault, format::key};
+
+use common::noise;
 
 const CHILD: &str = "STORE_MIGRATION_CHILD";
 
@@ -26,17 +30,6 @@ fn fixture(format: u32, to: &Path) {
         .status()
         .unwrap();
     assert!(done.success());
-}
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = std::iter::repeat_with(|| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    });
-    next.flat_map(u64::to_le_bytes).take(length).collect()
 }
 
 fn read(store: &Store, version: u64, path: &str) -> Vec<u8> {

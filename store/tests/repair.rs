@@ -3,6 +3,8 @@
 // A failed assertion is how a test reports.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -19,23 +21,14 @@ use store::{
     format::{Commit, Entry, Kind, Shown, key},
 };
 
+use common::noise;
+
 const CHILD: &str = "STORE_REPAIR_CHILD";
 const STATES: [(&str, &str); 2] = [
     ("ctr/default/web", "ctr/default"),
     ("k8s/shop/db-0/db", "k8s/shop"),
 ];
 const VERSIONS: u64 = 6;
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = std::iter::repeat_with(|| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    });
-    next.flat_map(u64::to_le_bytes).take(length).collect()
-}
 
 /// What a state holds in a version: short and long files, and enough of them for a tree of two levels.
 fn model(state: usize, version: u64) -> BTreeMap<Vec<u8>, Vec<u8>> {

@@ -3,6 +3,8 @@
 // A failed assertion is how a test reports.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use std::{fs, path::Path};
 
 use sha2::{Digest, Sha256};
@@ -13,16 +15,7 @@ use store::{
     tree::Proof,
 };
 
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = std::iter::repeat_with(|| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    });
-    next.flat_map(u64::to_le_bytes).take(length).collect()
-}
+use common::noise;
 
 fn content(version: u64) -> Vec<u8> {
     let mut bytes = noise(1, 900_000);
