@@ -187,6 +187,9 @@ impl Session<'_> {
                 }
             }
         }
+        if at >= length {
+            return lists.end(at);
+        }
         // A hole at the end, unless the file was made shorter meanwhile.
         let length = length.min(source.length().map_err(reading)?.max(at));
         if at < length {

@@ -8,6 +8,7 @@
 mod audit;
 mod catalog;
 pub mod content;
+pub mod direct;
 mod error;
 pub mod fault;
 pub mod format;

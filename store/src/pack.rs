@@ -4,6 +4,7 @@
 //! end: what a pack holds is what the catalog names, and a walk over the records finds it without the catalog.
 
 use std::{
+    cell::OnceCell,
     fs::{File, OpenOptions},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
@@ -13,6 +14,7 @@ use std::{
 use delta::Encoding;
 
 use crate::{
+    direct::{self, Buffer},
     error::{Context, Result, damaged},
     format::Node,
     id::{Hash, Id},
@@ -197,11 +199,15 @@ pub struct Writer {
     pub synced: u64,
     /// Up to here the catalog names it.
     pub named: u64,
-    buffer: Vec<u8>,
+    buffer: Buffer,
+    /// The same file, past the page cache, once there was that much to write at a time; none where that cannot be.
+    direct: OnceCell<Option<File>>,
 }
 
 /// So much is gathered before the kernel is asked to write it.
 const BUFFER: usize = 1 << 20;
+/// The most that is gathered: the record that fills it comes whole.
+const GATHERED: usize = 2 * BUFFER;
 
 impl Writer {
     /// Begins a pack.
@@ -218,7 +224,8 @@ impl Writer {
             length: 0,
             synced: 0,
             named: 0,
-            buffer: Vec::new(),
+            buffer: Buffer::default(),
+            direct: OnceCell::new(),
         };
         writer.push(&header.write());
         // Its name must outlive a power cut, as its content does.
@@ -252,12 +259,16 @@ impl Writer {
             length,
             synced: length,
             named: length,
-            buffer: Vec::new(),
+            buffer: Buffer::default(),
+            direct: OnceCell::new(),
         }))
     }
 
     fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
+        if self.buffer.is_empty() {
+            self.buffer.begin(GATHERED, self.length);
+        }
+        self.buffer.push(bytes);
         self.length += bytes.len() as u64;
     }
 
@@ -271,13 +282,32 @@ impl Writer {
         self.push(&record.write());
         self.push(bytes);
         if self.buffer.len() >= BUFFER
-            && let Err(error) = self.flush()
+            && let Err(error) = self.stream()
         {
             self.buffer.truncate(gathered);
             self.length = u64::from(at);
             return Err(error);
         }
         Ok(at)
+    }
+
+    /// Writes what is gathered, but for the beginning of a block.
+    fn stream(&mut self) -> Result<()> {
+        let direct = self.direct.get_or_init(|| direct::of(&self.file));
+        let Some(direct) = direct else {
+            let at = self.length - self.buffer.len() as u64;
+            let length = self.buffer.len();
+            self.flush()?;
+            sys::begin_writing(&self.file, at, length);
+            return Ok(());
+        };
+        let at = self.length - self.buffer.len() as u64;
+        let (head, body) = direct::split(self.buffer.bytes(), at);
+        let most = head + body;
+        let some = self.buffer.bytes().get(..most).unwrap_or_default();
+        sys::write_past(&self.file, direct, &self.path, some, at)?;
+        self.buffer.forget(most, at, GATHERED);
+        Ok(())
     }
 
     /// Hands what is gathered to the kernel.
@@ -289,11 +319,8 @@ impl Writer {
             return Ok(());
         }
         let at = self.length - self.buffer.len() as u64;
-        sys::write(&self.file, &self.path, &self.buffer, at)?;
-        if self.buffer.len() >= BUFFER {
-            sys::begin_writing(&self.file, at, self.buffer.len());
-        }
-        self.buffer.clear();
+        sys::write(&self.file, &self.path, self.buffer.bytes(), at)?;
+        self.buffer.truncate(0);
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use crate::{
+    direct,
     error::{Context, Result},
     fault,
 };
@@ -45,6 +46,24 @@ pub(crate) fn write(file: &File, path: &Path, bytes: &[u8], at: u64) -> Result<(
         return Err(error).on("write to", path);
     }
     file.write_all_at(bytes, at).on("write to", path)
+}
+
+/// Writes bytes at a place, past the page cache as far as they lie in memory as they will in the file.
+pub(crate) fn write_past(file: &File, direct: &File, path: &Path, bytes: &[u8], at: u64) -> Result<()> {
+    let (head, body) = direct::split(bytes, at);
+    let (head, rest) = bytes.split_at(head);
+    let (body, tail) = rest.split_at(body);
+    let middle = at + head.len() as u64;
+    if !head.is_empty() {
+        write(file, path, head, at)?;
+    }
+    if !body.is_empty() {
+        write(direct, path, body, middle)?;
+    }
+    if !tail.is_empty() {
+        write(file, path, tail, middle + body.len() as u64)?;
+    }
+    Ok(())
 }
 
 /// Waits until the disk has what was written to a file.
