@@ -21,6 +21,7 @@ use nix::sys::stat::{FileStat, fstat};
 use rayon::prelude::*;
 use store::{
     Id, Known, Look, Recorded, Session, Store,
+    content::Source,
     format::{Commit, Consistency, Entry, Kind, Reason, Shown, place},
 };
 
@@ -28,7 +29,7 @@ use crate::{
     again::{Again, Difference, merged},
     error::{Context, Error, Result},
     progress::Progress,
-    tree::{self, Seen},
+    tree::{self, Near, Seen},
 };
 
 /// A change this close to when it is looked at may be followed by another that moves no time: the kernel's clock for
@@ -37,6 +38,9 @@ const YOUNG: Duration = Duration::from_millis(20);
 
 /// While reading took longer than this, what has changed meanwhile is read before the container is stopped for the rest.
 const CALM: Duration = Duration::from_millis(20);
+/// A file of at most this many bytes is not asked for its holes where it has a block for each byte: a longer one may have
+/// room that was only promised to it.
+const SMALL: u64 = 64 << 10;
 /// One that writes faster than it can be read is not caught up with.
 const ROUNDS: usize = 4;
 
@@ -413,6 +417,23 @@ fn is_file(seen: &Seen) -> bool {
     seen.stat.st_mode & libc::S_IFMT == libc::S_IFREG
 }
 
+/// A file without holes.
+struct Dense<'f>(&'f File);
+
+impl Source for Dense<'_> {
+    fn data(&self, at: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
+        Ok((at < length).then_some((at, length)))
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Source::length(self.0)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        Source::read_at(self.0, buffer, at)
+    }
+}
+
 /// Which names are of one file.
 struct Links(HashMap<(u64, u64), Vec<u8>>);
 
@@ -467,13 +488,17 @@ impl Recorder<'_, '_> {
         let tops = tops?;
         let found: Result<Vec<Option<Read>>> = seen
             .par_iter()
-            .map(|seen| {
+            .map_init(HashMap::<&[u8], Near>::new, |near, seen| {
                 let (name, path) = place(&seen.key);
                 let Some((top, overlay)) = tops.get(name) else {
                     return Ok(None);
                 };
                 self.progress.go_on()?;
-                let done = self.one(top, &path, *overlay, seen, links, at, flush);
+                let near = near.entry(name).or_default();
+                let done = near
+                    .find(top, &path)
+                    .on("open", std::path::Path::new(&Shown(&seen.key).to_string()))
+                    .and_then(|open| self.one(&open, *overlay, seen, links, at, flush));
                 self.progress.add(
                     1,
                     done.as_ref()
@@ -496,11 +521,9 @@ impl Recorder<'_, '_> {
         Ok(read.map(|read| (read.entry.key.clone(), read)).collect())
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn one(
         &self,
-        top: &OwnedFd,
-        path: &[u8],
+        open: &OwnedFd,
         overlay: bool,
         seen: &Seen,
         links: &Links,
@@ -508,8 +531,7 @@ impl Recorder<'_, '_> {
         flush: bool,
     ) -> Result<Option<Read>> {
         let shown = PathBuf::from(Shown(&seen.key).to_string());
-        let open = tree::find(top, path).on("open", &shown)?;
-        let mut stat = fstat(&open).on("look at", &shown)?;
+        let mut stat = fstat(open).on("look at", &shown)?;
         let Some(kind) = kind(&stat, overlay) else {
             return Ok(None);
         };
@@ -524,7 +546,7 @@ impl Recorder<'_, '_> {
             entry.link.clone_from(first);
         } else {
             if kind == Kind::File {
-                let file = tree::reopen(&open).on("open", &shown)?;
+                let file = tree::reopen(open).on("open", &shown)?;
                 if flush {
                     write_back(&file);
                     stat = fstat(&file).on("look at", &shown)?;
@@ -535,13 +557,18 @@ impl Recorder<'_, '_> {
                     Some(old) if size > 0 => self.store.entry(self.capture.state.domain, old, &seen.key)?,
                     _ => None,
                 };
-                let content =
+                let what = shown.display().to_string();
+                // Nothing of it can be a hole.
+                let content = if stat.st_blocks.saturating_mul(512) >= stat.st_size && size <= SMALL {
                     self.session
-                        .content(&file, size, before.as_ref(), &shown.display().to_string())?;
+                        .content(&Dense(&file), size, before.as_ref(), &what)?
+                } else {
+                    self.session.content(&file, size, before.as_ref(), &what)?
+                };
                 bytes = content.size;
                 content.set(&mut entry);
             }
-            self.attributes(&open, &stat, kind, &mut entry)
+            self.attributes(open, &stat, kind, &mut entry)
                 .on("look at", &shown)?;
         }
         Ok(Some(Read {

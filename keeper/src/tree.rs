@@ -159,18 +159,36 @@ pub(crate) fn walk_from(
 
 /// Opens an entry of a tree to look at it; links on the way are refused.
 pub(crate) fn find(top: &OwnedFd, path: &[u8]) -> io::Result<OwnedFd> {
-    let mut at: Option<OwnedFd> = None;
-    let names: Vec<&[u8]> = path
-        .split(|b| *b == b'/')
-        .filter(|name| !name.is_empty())
-        .collect();
-    for name in names {
-        let from = at.as_ref().unwrap_or(top);
-        at = Some(openat(from, OsStr::from_bytes(name), LOOK, Mode::empty())?);
-    }
-    match at {
-        Some(found) => Ok(found),
-        None => top.try_clone(),
+    Near::default().find(top, path)
+}
+
+/// Opens entries of one tree; those of one directory, one after the other, without the way there.
+#[derive(Default)]
+pub(crate) struct Near {
+    /// The directory of the last one, by its path.
+    last: Option<(Vec<u8>, OwnedFd)>,
+}
+
+impl Near {
+    /// As [`find`]; always with the same top.
+    pub(crate) fn find(&mut self, top: &OwnedFd, path: &[u8]) -> io::Result<OwnedFd> {
+        let (dir, name) = match path.iter().rposition(|b| *b == b'/') {
+            Some(at) => path.split_at(at),
+            None => ([].as_slice(), path),
+        };
+        let name = name.strip_prefix(b"/").unwrap_or(name);
+        if name.is_empty() {
+            return top.try_clone();
+        }
+        if self.last.as_ref().is_none_or(|(last, _)| last != dir) {
+            let mut at = top.try_clone()?;
+            for name in dir.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
+                at = openat(&at, OsStr::from_bytes(name), LOOK, Mode::empty())?;
+            }
+            self.last = Some((dir.to_vec(), at));
+        }
+        let from = self.last.as_ref().map_or(top, |(_, dir)| dir);
+        Ok(openat(from, OsStr::from_bytes(name), LOOK, Mode::empty())?)
     }
 }
 
