@@ -42,19 +42,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// Bytes that look random and are always the same.
-    fn noise(length: usize, seed: u64) -> Vec<u8> {
-        let mut x = seed | 1;
-        (0..length)
-            .map(|_| {
-                x ^= x << 13;
-                x ^= x >> 7;
-                x ^= x << 17;
-                x.to_le_bytes()[3]
-            })
-            .collect()
-    }
+    use crate::noise;
 
     fn cuts(bytes: &[u8]) -> Vec<usize> {
         let (mut at, mut found) = (0, Vec::new());

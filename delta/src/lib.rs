@@ -2,10 +2,25 @@
 //!
 //! Cutting is content-defined ([`cut`]): where a boundary falls depends on the bytes before it alone, so that
 //! what was inserted or removed changes the chunks around it and no others. Encoding ([`encode`]) keeps the
-//! shorter of the bytes themselves and their zstd form.
+//! shorter of the bytes themselves and their zstd form; [`encode_as`] writes the form that it is told, which may be one
+//! against a base: the bytes of another chunk, without which it cannot be read.
 
 mod codec;
 mod cut;
 
-pub use codec::{Encoding, Error, LEVEL, decode, encode};
+pub use codec::{Encoding, Error, LEVEL, decode, encode, encode_as};
 pub use cut::{AVERAGE, LONGEST, SHORTEST, cut};
+
+/// Bytes that look random and are always the same.
+#[cfg(test)]
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut x = seed | 1;
+    (0..length)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            x.to_le_bytes()[3]
+        })
+        .collect()
+}

@@ -38,7 +38,12 @@ pub fn packs(data: &[u8]) {
     {
         assert_eq!(record.write(), *head);
         let length = (record.length as usize).min(1 << 20);
-        if let Ok(bytes) = delta::decode(record.encoding, data.get(RECORD..).unwrap_or_default(), length) {
+        if let Ok(bytes) = delta::decode(
+            record.encoding,
+            data.get(RECORD..).unwrap_or_default(),
+            None,
+            length,
+        ) {
             assert_eq!(bytes.len(), length);
         }
     }

@@ -377,8 +377,8 @@ pub fn read(file: &File, path: &Path, at: u32, stored: u32) -> Result<Vec<u8>> {
 
 /// What a record holds, from its bytes: checked against its name; else how they differ.
 pub(crate) fn content(hash: Hash, record: &Record, bytes: &[u8]) -> std::result::Result<Vec<u8>, String> {
-    let bytes =
-        delta::decode(record.encoding, bytes, record.length as usize).map_err(|error| error.to_string())?;
+    let bytes = delta::decode(record.encoding, bytes, None, record.length as usize)
+        .map_err(|error| error.to_string())?;
     let found = match record.object {
         Object::Chunk => hash.chunk(&bytes),
         Object::Commit => hash.commit(&bytes),
