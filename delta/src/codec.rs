@@ -1,6 +1,9 @@
 //! How a chunk is written: as it is, as a zstd frame, or against a base, the bytes of another chunk.
 
+mod blocks;
 mod frame;
+mod payload;
+mod xor;
 
 use std::io;
 
@@ -17,6 +20,10 @@ pub enum Encoding {
     Zstd = 1,
     /// The same with the base as the frame's prefix: it refers to the base as if that stood before the content.
     Prefix = 2,
+    /// XOR with the base at the same place, then a frame: what did not change is zeros.
+    Xor = 3,
+    /// Parts of the base, wherever they stand, and the bytes between them, in a frame.
+    Match = 4,
 }
 
 impl Encoding {
@@ -25,7 +32,7 @@ impl Encoding {
     pub fn needs_base(self) -> bool {
         match self {
             Encoding::Raw | Encoding::Zstd => false,
-            Encoding::Prefix => true,
+            Encoding::Prefix | Encoding::Xor | Encoding::Match => true,
         }
     }
 }
@@ -38,6 +45,8 @@ impl TryFrom<u8> for Encoding {
             0 => Ok(Encoding::Raw),
             1 => Ok(Encoding::Zstd),
             2 => Ok(Encoding::Prefix),
+            3 => Ok(Encoding::Xor),
+            4 => Ok(Encoding::Match),
             other => Err(Error::Unknown(other)),
         }
     }
@@ -52,6 +61,9 @@ pub enum Error {
     /// Its base was not given.
     #[error("it is written against a base ({0:?}), which is not there")]
     NoBase(Encoding),
+    /// What its instructions say cannot be.
+    #[error("it is damaged: {0}")]
+    Damaged(&'static str),
     /// More than this machine has.
     #[error("there is no memory for its {0} bytes")]
     Memory(usize),
@@ -107,6 +119,8 @@ pub fn encode_as(
         }
         Encoding::Zstd => frame::write(level, bytes, &[], to),
         Encoding::Prefix => frame::write(level, bytes, of(encoding, base)?, to),
+        Encoding::Xor => xor::write(level, bytes, of(encoding, base)?, to),
+        Encoding::Match => blocks::write(level, bytes, of(encoding, base)?, to),
     }
 }
 
@@ -132,6 +146,8 @@ pub fn decode(
         }
         Encoding::Zstd => frame::read(written, &[], length)?,
         Encoding::Prefix => frame::read(written, of(encoding, base)?, length)?,
+        Encoding::Xor => xor::read(written, of(encoding, base)?, length)?,
+        Encoding::Match => blocks::read(written, of(encoding, base)?, length)?,
     };
     if bytes.len() != length {
         return Err(Error::Length {
@@ -162,7 +178,13 @@ mod tests {
     use super::*;
     use crate::noise;
 
-    const ALL: [Encoding; 3] = [Encoding::Raw, Encoding::Zstd, Encoding::Prefix];
+    const ALL: [Encoding; 5] = [
+        Encoding::Raw,
+        Encoding::Zstd,
+        Encoding::Prefix,
+        Encoding::Xor,
+        Encoding::Match,
+    ];
 
     #[test]
     fn the_shorter_form_is_kept() {

@@ -7,6 +7,7 @@
 
 mod codec;
 mod cut;
+mod gear;
 
 pub use codec::{Encoding, Error, LEVEL, decode, encode, encode_as};
 pub use cut::{AVERAGE, LONGEST, SHORTEST, cut};

@@ -4,22 +4,24 @@
 // A failed assertion is how a target reports.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod delta;
 mod records;
 mod shim;
 mod spec;
 mod store;
 
-pub use self::{records::*, shim::*, spec::*, store::*};
+pub use self::{delta::*, records::*, shim::*, spec::*, store::*};
 
 /// One target.
 pub type Target = fn(&[u8]);
 
 /// Every target, under the name that its seeds and its cargo-fuzz binary have.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("annotations", annotations),
     ("bootstrap", bootstrap),
     ("bundle", bundle),
     ("config", config),
+    ("deltas", deltas),
     ("duration", duration),
     ("messages", messages),
     ("mount", mount),
