@@ -146,7 +146,7 @@ pub(super) fn write(level: i32, bytes: &[u8], base: &[u8], to: &mut Vec<u8>) -> 
     payload::push(instructions.len() as u64, &mut all);
     all.append(&mut instructions);
     all.append(&mut between);
-    payload::write(level, &all, to)
+    payload::write(level, &all, bytes.len(), to)
 }
 
 /// Reads what [`write`] wrote.

@@ -1,9 +1,9 @@
-//! zstd frames: alone, or with a base as their prefix. Without checksum and without content size: the hash names the
+//! zstd frames: alone, with a base as their prefix, or by a dictionary. Without checksum and without content size: the hash names the
 //! content, the record its length.
 
 use std::{cell::Cell, io};
 
-use zstd::zstd_safe::{CCtx, CParameter, DCtx, SafeResult, compress_bound, get_error_name};
+use zstd::zstd_safe::{CCtx, CDict, CParameter, DCtx, DDict, SafeResult, compress_bound, get_error_name};
 
 use super::Error;
 
@@ -20,10 +20,7 @@ thread_local! {
 
 /// Appends one frame of `bytes` to `to`, which may refer to `prefix` as if that stood before them.
 pub(super) fn write(level: i32, bytes: &[u8], prefix: &[u8], to: &mut Vec<u8>) -> Result<(), Error> {
-    let mut writer = match WRITER.take() {
-        Some(ready) => ready,
-        None => fresh_writer()?,
-    };
+    let mut writer = writer()?;
     let all = bytes.len().saturating_add(prefix.len());
     let far = !prefix.is_empty() && all > FAR;
     // Zero is what the level brings along.
@@ -39,21 +36,33 @@ pub(super) fn write(level: i32, bytes: &[u8], prefix: &[u8], to: &mut Vec<u8>) -
     // context whose frame failed is dropped, not kept.
     let prefix = unsafe { std::mem::transmute::<&[u8], &'static [u8]>(prefix) };
     checked(writer.ref_prefix(prefix))?;
-    let begin = to.len();
-    to.resize(begin + compress_bound(bytes.len()), 0);
-    let written = writer.compress2(to.get_mut(begin..).unwrap_or_default(), bytes);
-    to.truncate(begin + written.unwrap_or(0));
-    checked(written)?;
+    append(&mut writer, bytes, to)?;
     WRITER.set(Some(writer));
     Ok(())
 }
 
+/// Appends one frame of `bytes` to `to`, by a dictionary and at its level.
+pub(super) fn write_with(dictionary: &CDict<'static>, bytes: &[u8], to: &mut Vec<u8>) -> Result<(), Error> {
+    let mut writer = writer()?;
+    checked(writer.ref_cdict(dictionary))?;
+    append(&mut writer, bytes, to)?;
+    // Unlike a prefix it would stay.
+    checked(writer.disable_dictionary())?;
+    WRITER.set(Some(writer));
+    Ok(())
+}
+
+fn append(writer: &mut CCtx<'_>, bytes: &[u8], to: &mut Vec<u8>) -> Result<(), Error> {
+    let begin = to.len();
+    to.resize(begin + compress_bound(bytes.len()), 0);
+    let written = writer.compress2(to.get_mut(begin..).unwrap_or_default(), bytes);
+    to.truncate(begin + written.unwrap_or(0));
+    checked(written).map(drop)
+}
+
 /// Reads what [`write`] wrote: at most `length` bytes.
 pub(super) fn read(written: &[u8], prefix: &[u8], length: usize) -> Result<Vec<u8>, Error> {
-    let mut reader = READER
-        .take()
-        .or_else(DCtx::try_create)
-        .ok_or_else(|| Error::Zstd(io::ErrorKind::OutOfMemory.into()))?;
+    let mut reader = reader()?;
     // SAFETY: as in `write`.
     let prefix = unsafe { std::mem::transmute::<&[u8], &'static [u8]>(prefix) };
     checked(reader.ref_prefix(prefix))?;
@@ -63,7 +72,28 @@ pub(super) fn read(written: &[u8], prefix: &[u8], length: usize) -> Result<Vec<u
     Ok(bytes)
 }
 
-fn fresh_writer() -> Result<CCtx<'static>, Error> {
+/// Reads what [`write_with`] wrote: at most `length` bytes.
+pub(super) fn read_with(
+    written: &[u8],
+    dictionary: &DDict<'static>,
+    length: usize,
+) -> Result<Vec<u8>, Error> {
+    let mut reader = reader()?;
+    let mut bytes = super::room(length)?;
+    checked(reader.decompress_using_ddict(&mut bytes, written, dictionary))?;
+    READER.set(Some(reader));
+    Ok(bytes)
+}
+
+fn reader() -> Result<DCtx<'static>, Error> {
+    let reader = READER.take().or_else(DCtx::try_create);
+    reader.ok_or_else(|| Error::Zstd(io::ErrorKind::OutOfMemory.into()))
+}
+
+fn writer() -> Result<CCtx<'static>, Error> {
+    if let Some(ready) = WRITER.take() {
+        return Ok(ready);
+    }
     let mut writer = CCtx::try_create().ok_or_else(|| Error::Zstd(io::ErrorKind::OutOfMemory.into()))?;
     checked(writer.set_parameter(CParameter::ChecksumFlag(false)))?;
     checked(writer.set_parameter(CParameter::ContentSizeFlag(false)))?;

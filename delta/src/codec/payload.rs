@@ -2,9 +2,13 @@
 
 use super::{Error, frame};
 
-/// How far such a payload may be longer than the content: an encoder whose instructions take more has gone wrong, and
-/// nobody else gets more memory.
-const MORE: usize = 64;
+const TOO_LONG: Error = Error::Damaged("its instructions are longer than what they make");
+
+/// The longest payload for content of this length: an instruction takes less than the shortest part that is worth one,
+/// and whoever crafts longer ones gets no memory for them.
+fn longest(length: usize) -> usize {
+    length.saturating_mul(2).saturating_add(64)
+}
 
 /// Appends a number: seven bits a byte, the lowest first, the eighth says that more follow.
 pub(super) fn push(mut number: u64, to: &mut Vec<u8>) {
@@ -59,8 +63,11 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The payload's length, and its frame.
-pub(super) fn write(level: i32, payload: &[u8], to: &mut Vec<u8>) -> Result<(), Error> {
+/// The payload's length, and its frame; the content has `length` bytes.
+pub(super) fn write(level: i32, payload: &[u8], length: usize, to: &mut Vec<u8>) -> Result<(), Error> {
+    if payload.len() > longest(length) {
+        return Err(TOO_LONG);
+    }
     let begin = to.len();
     push(payload.len() as u64, to);
     frame::write(level, payload, &[], to).inspect_err(|_| to.truncate(begin))
@@ -70,9 +77,8 @@ pub(super) fn write(level: i32, payload: &[u8], to: &mut Vec<u8>) -> Result<(), 
 pub(super) fn read(written: &[u8], length: usize) -> Result<Vec<u8>, Error> {
     let mut reader = Reader(written);
     let payload = reader.length()?;
-    // Twice, because an instruction for every few bytes may take as much as they do.
-    if payload > length.saturating_mul(2).saturating_add(MORE) {
-        return Err(Error::Damaged("its instructions are longer than what they make"));
+    if payload > longest(length) {
+        return Err(TOO_LONG);
     }
     let bytes = frame::read(reader.0, &[], payload)?;
     if bytes.len() != payload {

@@ -1,0 +1,50 @@
+//! Frames with a trained dictionary: what contents of one kind have in common, for those that are too short to say it
+//! themselves.
+
+use std::cell::RefCell;
+
+use zstd::zstd_safe::{CDict, DDict};
+
+use super::{Error, frame};
+
+/// So many dictionaries a thread keeps ready for writing, and as many for reading: at 128 KiB and level 3 each takes
+/// some 600 KiB.
+const READY: usize = 4;
+
+/// Dictionaries that are ready, the last used first. To be made ready takes longer than most chunks do.
+struct Shelf<D>(Vec<(i32, Vec<u8>, D)>);
+
+impl<D> Shelf<D> {
+    fn get(&mut self, level: i32, bytes: &[u8], make: impl FnOnce() -> Option<D>) -> Result<&D, Error> {
+        match self.0.iter().position(|(l, b, _)| *l == level && b == bytes) {
+            Some(found) => self.0[..=found].rotate_right(1),
+            None => {
+                let made = make().ok_or(Error::Dictionary)?;
+                self.0.truncate(READY - 1);
+                self.0.insert(0, (level, bytes.to_vec(), made));
+            }
+        }
+        self.0.first().map(|(_, _, ready)| ready).ok_or(Error::Dictionary)
+    }
+}
+
+thread_local! {
+    static WRITERS: RefCell<Shelf<CDict<'static>>> = const { RefCell::new(Shelf(Vec::new())) };
+    static READERS: RefCell<Shelf<DDict<'static>>> = const { RefCell::new(Shelf(Vec::new())) };
+}
+
+/// A frame of `bytes` by a dictionary.
+pub(super) fn write(level: i32, bytes: &[u8], dictionary: &[u8], to: &mut Vec<u8>) -> Result<(), Error> {
+    WRITERS.with_borrow_mut(|shelf| {
+        let ready = shelf.get(level, dictionary, || CDict::try_create(dictionary, level))?;
+        frame::write_with(ready, bytes, to)
+    })
+}
+
+/// Reads what [`write`] wrote.
+pub(super) fn read(written: &[u8], dictionary: &[u8], length: usize) -> Result<Vec<u8>, Error> {
+    READERS.with_borrow_mut(|shelf| {
+        let ready = shelf.get(0, dictionary, || DDict::try_create(dictionary))?;
+        frame::read_with(written, ready, length)
+    })
+}
