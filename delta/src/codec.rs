@@ -9,6 +9,8 @@ mod xor;
 
 use std::io;
 
+use crate::estimate::incompressible;
+
 /// zstd's level: what is captured while a container runs must not cost it the machine.
 pub const LEVEL: i32 = 3;
 
@@ -103,7 +105,7 @@ pub enum Error {
 pub fn encode(bytes: &[u8], to: &mut Vec<u8>) -> Result<Encoding, Error> {
     let begin = to.len();
     // A frame's head and its smallest block make tiny contents longer.
-    if bytes.len() > 32 {
+    if bytes.len() > 32 && !incompressible(bytes) {
         encode_as(Encoding::Zstd, LEVEL, bytes, None, to)?;
         let packed = to.len() - begin;
         // A few bytes saved are not worth a decompression at each read.

@@ -7,10 +7,12 @@
 
 mod codec;
 mod cut;
+mod estimate;
 mod gear;
 
 pub use codec::{Encoding, Error, LEVEL, decode, encode, encode_as};
 pub use cut::{AVERAGE, LONGEST, SHORTEST, cut};
+pub use estimate::{Likeness, incompressible, likeness};
 
 /// Bytes that look random and are always the same.
 #[cfg(test)]

@@ -17,8 +17,8 @@ use crate::gear::roll;
 
 /// What is remembered of the base, in bytes; a move is found if it is nearly twice as long.
 const BLOCK: usize = 32;
-/// What did not move is found if it is as long as this.
-const STAYED: usize = 16;
+/// What did not move is looked for at every so many bytes, and found if it is twice as long.
+const STAYED: usize = 8;
 /// A base has at most two to the power of this slots.
 const LARGEST: u32 = 24;
 
@@ -34,8 +34,8 @@ struct Found {
 /// Where each block of a base stands.
 struct Places<'a> {
     base: &'a [u8],
-    /// By a block's hash the block's number and one, or zero.
-    slots: Vec<u32>,
+    /// By its upper bits a block's hash, and the block's number and one; zero where there is none.
+    slots: Vec<(u32, u32)>,
     /// How much of a hash is no slot's number.
     shift: u32,
 }
@@ -46,21 +46,25 @@ impl<'a> Places<'a> {
         let bits = wanted.next_power_of_two().ilog2().min(LARGEST);
         let mut places = Places {
             base,
-            slots: vec![0; 1 << bits],
+            slots: vec![(0, 0); 1 << bits],
             shift: u32::BITS - bits,
         };
         for (number, block) in (1..).zip(base.chunks_exact(BLOCK)) {
-            let slot = places.slot(block.iter().fold(0, |hash, byte| roll(hash, *byte)));
-            if let Some(free) = places.slots.get_mut(slot).filter(|slot| **slot == 0) {
-                *free = number;
+            let hash = block.iter().fold(0, |hash, byte| roll(hash, *byte)) as u32;
+            let slot = (hash >> places.shift) as usize;
+            if let Some(free) = places.slots.get_mut(slot).filter(|slot| slot.1 == 0) {
+                *free = (hash, number);
             }
         }
         places
     }
 
-    /// The hash's lower half is of the last 32 bytes alone: of a block.
-    fn slot(&self, hash: u64) -> usize {
-        (hash as u32 >> self.shift) as usize
+    /// Where a block of this hash stands. The gear hash's lower half is of the last 32 bytes alone.
+    #[inline]
+    fn get(&self, hash: u64) -> Option<usize> {
+        let hash = hash as u32;
+        let (found, number) = *self.slots.get((hash >> self.shift) as usize)?;
+        (found == hash && number != 0).then(|| (number as usize - 1) * BLOCK)
     }
 
     /// The first part of the base from `begin` on; where nothing moved, `begin` is at `place` in the base.
@@ -73,19 +77,19 @@ impl<'a> Places<'a> {
         let mut hash = head.iter().fold(0, |hash, byte| roll(hash, *byte));
         for (at, byte) in (begin..).zip(tail) {
             hash = roll(hash, *byte);
-            let moved = self.slots.get(self.slot(hash)).copied().unwrap_or(0);
-            if moved != 0 {
-                let place = (moved as usize - 1) * BLOCK;
-                let block = self.base.get(place..place + BLOCK);
-                if block.is_some() && block == bytes.get(at..at + BLOCK) {
-                    return Some(self.extended(bytes, begin, at, place));
-                }
+            if let Some(place) = self.get(hash)
+                && let Some(block) = self.base.get(place..place + BLOCK)
+                && bytes.get(at..at + BLOCK) == Some(block)
+            {
+                return Some(self.extended(bytes, begin, at, place));
             }
             let behind = at - begin;
-            if stayed(
-                content.get(behind..).unwrap_or_default(),
-                base.get(behind..).unwrap_or_default(),
-            ) {
+            if behind.is_multiple_of(STAYED)
+                && stayed(
+                    content.get(behind..).unwrap_or_default(),
+                    base.get(behind..).unwrap_or_default(),
+                )
+            {
                 return Some(self.extended(bytes, begin, at, place + behind));
             }
         }
@@ -113,7 +117,7 @@ impl<'a> Places<'a> {
 
 #[inline]
 fn stayed(bytes: &[u8], base: &[u8]) -> bool {
-    let here = bytes.first_chunk::<STAYED>();
+    let here = bytes.first_chunk::<{ 2 * STAYED }>();
     here.is_some() && here == base.first_chunk()
 }
 
