@@ -35,6 +35,9 @@ pub enum Encoding {
 }
 
 impl Encoding {
+    /// So many there are.
+    pub const COUNT: usize = 7;
+
     /// Whether it can only be read with the base that it was written with.
     #[must_use]
     pub fn needs_base(self) -> bool {
@@ -200,7 +203,7 @@ mod tests {
     use super::*;
     use crate::noise;
 
-    const ALL: [Encoding; 7] = [
+    const ALL: [Encoding; Encoding::COUNT] = [
         Encoding::Raw,
         Encoding::Zstd,
         Encoding::Prefix,

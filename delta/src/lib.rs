@@ -5,11 +5,13 @@
 //! shorter of the bytes themselves and their zstd form; [`encode_as`] writes the form that it is told, which may be one
 //! against a base: the bytes of another chunk, without which it cannot be read.
 
+mod choice;
 mod codec;
 mod cut;
 mod estimate;
 mod gear;
 
+pub use choice::{Bases, Budget, Experience, candidates, choose, encode_shortest, encode_within};
 pub use codec::{Encoding, Error, LEVEL, decode, encode, encode_as};
 pub use cut::{AVERAGE, LONGEST, SHORTEST, cut};
 pub use estimate::{Likeness, incompressible, likeness};
