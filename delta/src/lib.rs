@@ -9,12 +9,14 @@ mod choice;
 mod codec;
 mod cut;
 mod estimate;
+mod features;
 mod gear;
 
 pub use choice::{Bases, Budget, Experience, candidates, choose, encode_shortest, encode_within};
 pub use codec::{Encoding, Error, LEVEL, decode, encode, encode_as};
 pub use cut::{AVERAGE, LONGEST, SHORTEST, cut};
 pub use estimate::{Likeness, incompressible, likeness};
+pub use features::{FEATURES, features};
 
 /// Bytes that look random and are always the same.
 #[cfg(test)]
