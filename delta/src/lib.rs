@@ -11,12 +11,14 @@ mod cut;
 mod estimate;
 mod features;
 mod gear;
+mod pages;
 
 pub use choice::{Bases, Budget, Experience, candidates, choose, encode_shortest, encode_within};
 pub use codec::{Encoding, Error, LEVEL, decode, encode, encode_as};
 pub use cut::{AVERAGE, LONGEST, SHORTEST, cut};
 pub use estimate::{Likeness, incompressible, likeness};
 pub use features::{FEATURES, features};
+pub use pages::{cut_fixed, page_size, page_size_of_writes};
 
 /// Bytes that look random and are always the same.
 #[cfg(test)]
