@@ -6,19 +6,23 @@
 //! against a base: the bytes of another chunk, without which it cannot be read.
 
 mod choice;
+mod class;
 mod codec;
 mod cut;
 mod estimate;
 mod features;
 mod gear;
 mod pages;
+mod training;
 
 pub use choice::{Bases, Budget, Experience, candidates, choose, encode_shortest, encode_within};
+pub use class::{Class, class};
 pub use codec::{Encoding, Error, LEVEL, decode, encode, encode_as};
 pub use cut::{AVERAGE, LONGEST, SHORTEST, cut};
 pub use estimate::{Likeness, incompressible, likeness};
 pub use features::{FEATURES, features};
 pub use pages::{cut_fixed, page_size, page_size_of_writes};
+pub use training::{LONGEST_DICTIONARY, MOST_SAMPLES, SHORTEST_SAMPLE, pays, train};
 
 /// Bytes that look random and are always the same.
 #[cfg(test)]
