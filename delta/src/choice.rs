@@ -82,12 +82,16 @@ pub fn candidates(bytes: &[u8], bases: Bases<'_>, budget: Budget) -> Vec<(Encodi
             _ if !in_place && like.found < ALIKE => {}
             Budget::Busy if in_place => found.push((Encoding::Xor, level)),
             Budget::Busy => found.push((Encoding::Match, level)),
-            Budget::Ordinary | Budget::Idle => {
-                found.push((Encoding::Prefix, level));
+            Budget::Ordinary if in_place => {
+                found.extend([(Encoding::Prefix, level), (Encoding::Xor, level)]);
+            }
+            Budget::Ordinary => found.extend([(Encoding::Match, level), (Encoding::Prefix, level)]),
+            Budget::Idle => {
+                found.extend([(Encoding::Prefix, level), (Encoding::Match, level)]);
                 if in_place {
                     found.push((Encoding::Xor, level));
                 }
-                if budget == Budget::Idle && bytes.len() <= BSDIFF_PAYS {
+                if bytes.len() <= BSDIFF_PAYS {
                     found.push((Encoding::Bsdiff, level));
                 }
             }
@@ -123,7 +127,7 @@ struct Tried {
 /// The weight of the newest: what counts are some 16 chunks.
 const NEWEST: f32 = 1.0 / 16.0;
 /// An encoding that did worse is tried again after so many chunks.
-const AGAIN: u32 = 32;
+const AGAIN: u32 = 64;
 
 impl Experience {
     /// A chunk of `length` bytes was written in `stored`.
@@ -253,7 +257,7 @@ mod tests {
         assert_eq!(first(&changed, Budget::Busy), Encoding::Xor);
         assert_eq!(first(&moved, Budget::Busy), Encoding::Match);
         assert_eq!(first(&changed, Budget::Ordinary), Encoding::Prefix);
-        assert_eq!(first(&moved, Budget::Ordinary), Encoding::Prefix);
+        assert_eq!(first(&moved, Budget::Ordinary), Encoding::Match);
         assert_eq!(first(&noise(65_536, 2), Budget::Ordinary), Encoding::Raw);
         assert_eq!(first(&[7; 65_536], Budget::Ordinary), Encoding::Zstd);
     }
@@ -270,7 +274,7 @@ mod tests {
             .for_each(|low| *low = low.wrapping_add(1));
         let mut experience = Experience::default();
         let mut chosen = Vec::new();
-        for _ in 0..64 {
+        for _ in 0..128 {
             let mut to = Vec::new();
             let encoding =
                 encode_within(Budget::Ordinary, &bytes, against(&base), &mut experience, &mut to).unwrap();
@@ -282,7 +286,7 @@ mod tests {
             .filter(|encoding| **encoding == Encoding::Xor)
             .count();
         assert!(
-            (55..64).contains(&xor),
+            (120..128).contains(&xor),
             "the other is tried again at times: {xor}"
         );
         assert!(experience.left(Encoding::Xor) < experience.left(Encoding::Prefix));
