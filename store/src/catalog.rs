@@ -15,7 +15,7 @@ use crate::{
     error::{InCatalog, Result, damaged},
     format::{Commit, Shown},
     id::Id,
-    pack::{Class, Object},
+    pack::{Class, Object, Record},
     retention::Tombstone,
     watermark,
 };
@@ -48,11 +48,20 @@ pub struct Place {
     pub length: u32,
     /// How it is encoded.
     pub encoding: Encoding,
+    /// What it is encoded against.
+    pub base: Option<Base>,
+}
+
+/// The object that another stands on: one of the same kind and domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    /// Its name.
+    pub id: Id,
+    /// How many objects have to be read before the one that stands on it: more than before the base itself.
+    pub depth: u8,
 }
 
 impl Place {
-    const LENGTH: usize = 17;
-
     /// Of an object that a repair found nowhere. Packs are numbered from 1.
     const LOST: Place = Place {
         pack: 0,
@@ -60,14 +69,48 @@ impl Place {
         stored: 0,
         length: 0,
         encoding: Encoding::Raw,
+        base: None,
     };
 
-    fn write(&self) -> [u8; Place::LENGTH] {
-        let mut row = [0; Place::LENGTH];
+    /// Where a record stands, by its head and the name of its base.
+    pub fn of(record: &Record, base: Option<Id>, pack: u32, at: u32) -> Place {
+        Place {
+            pack,
+            at,
+            stored: record.stored,
+            length: record.length,
+            encoding: record.encoding,
+            base: base.map(|id| Base {
+                id,
+                depth: record.depth,
+            }),
+        }
+    }
+
+    /// The head of the record that stands here.
+    pub fn record(&self, object: Object, id: Id) -> Record {
+        Record {
+            object,
+            encoding: self.encoding,
+            depth: self.depth(),
+            length: self.length,
+            stored: self.stored,
+            id,
+        }
+    }
+
+    /// How many objects have to be read before it.
+    pub fn depth(&self) -> u8 {
+        self.base.map_or(0, |base| base.depth)
+    }
+
+    fn write(&self) -> Vec<u8> {
         let numbers = [self.pack, self.at, self.stored, self.length];
-        let bytes = numbers.iter().flat_map(|n| n.to_le_bytes());
-        for (to, from) in row.iter_mut().zip(bytes.chain([self.encoding as u8])) {
-            *to = from;
+        let mut row: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+        row.push(self.encoding as u8);
+        if let Some(base) = &self.base {
+            row.push(base.depth);
+            row.extend_from_slice(&base.id.0);
         }
         row
     }
@@ -77,13 +120,23 @@ impl Place {
         let (at, row) = row.split_first_chunk::<4>()?;
         let (stored, row) = row.split_first_chunk::<4>()?;
         let (length, row) = row.split_first_chunk::<4>()?;
-        let [encoding] = row else { return None };
-        Some(Place {
+        let (encoding, row) = row.split_first()?;
+        let base = match row {
+            [] => None,
+            [0, ..] => return None,
+            [depth, id @ ..] => Some(Base {
+                id: Id::from_slice(id)?,
+                depth: *depth,
+            }),
+        };
+        let encoding = Encoding::try_from(*encoding).ok()?;
+        (encoding.needs_base() == base.is_some()).then_some(Place {
             pack: u32::from_le_bytes(*pack),
             at: u32::from_le_bytes(*at),
             stored: u32::from_le_bytes(*stored),
             length: u32::from_le_bytes(*length),
-            encoding: Encoding::try_from(*encoding).ok()?,
+            encoding,
+            base,
         })
     }
 }

@@ -21,6 +21,9 @@ const WINDOW: usize = 8 << 20;
 const FEWEST: usize = 16;
 const MOST: usize = 256;
 const SPREAD: u8 = 64;
+/// So many pieces that were gone past are remembered, and lists of each level: more than the longest chunk reaches over, and
+/// than are looked ahead.
+const BEHIND: usize = 64;
 
 /// Where content comes from: a file, or anything that can be read at any place and knows its holes.
 pub trait Source: Sync {
@@ -157,7 +160,7 @@ impl Session<'_> {
                 break;
             };
             if begin > at {
-                lists.push(None, begin - at)?;
+                lists.push(None, begin - at, &old)?;
             }
             at = begin;
             while at < end {
@@ -176,26 +179,26 @@ impl Session<'_> {
                     if let Some(id) = id
                         && self.has(Object::Chunk, id)?
                     {
-                        lists.push(Some(id), piece.length)?;
+                        lists.push(Some(id), piece.length, &old)?;
                         at += piece.length;
                     } else if self.recut(source, &mut at, end, &mut lists, &mut old, &mut buffer, what)? {
-                        return lists.end(at);
+                        return lists.end(at, &old);
                     }
                 }
                 if at == begun && self.recut(source, &mut at, end, &mut lists, &mut old, &mut buffer, what)? {
-                    return lists.end(at);
+                    return lists.end(at, &old);
                 }
             }
         }
         if at >= length {
-            return lists.end(at);
+            return lists.end(at, &old);
         }
         // A hole at the end, unless the file was made shorter meanwhile.
         let length = length.min(source.length().map_err(reading)?.max(at));
         if at < length {
-            lists.push(None, length - at)?;
+            lists.push(None, length - at, &old)?;
         }
-        lists.end(length)
+        lists.end(length, &old)
     }
 
     /// Which of these pieces the source still has where they are.
@@ -235,7 +238,7 @@ impl Session<'_> {
             let last = short || *at + n as u64 >= end;
             let (cut, resumed) = self.cut(buffer, *at, last, old)?;
             for (id, length) in cut {
-                lists.push(Some(id), length as u64)?;
+                lists.push(Some(id), length as u64, old)?;
                 *at += length as u64;
             }
             if resumed || last {
@@ -257,19 +260,21 @@ impl Session<'_> {
         let (mut rest, mut end, mut resumed) = (bytes, at, false);
         while !rest.is_empty() && (last || rest.len() >= delta::LONGEST) {
             let (part, after) = rest.split_at(delta::cut(rest));
-            parts.push(part);
             rest = after;
+            let begin = end;
             end += part.len() as u64;
-            if let Some(old) = old
-                && old.begins_at(end)?
-            {
-                resumed = true;
+            resumed = match old {
+                Some(old) => old.begins_at(end)?,
+                None => false,
+            };
+            parts.push((part, old.as_ref().and_then(|old| old.stood_at(begin, end))));
+            if resumed {
                 break;
             }
         }
         let added: Result<Vec<(Id, usize)>> = parts
             .par_iter()
-            .map(|part| Ok((self.chunk(part)?, part.len())))
+            .map(|(part, old)| Ok((self.chunk(part, *old)?, part.len())))
             .collect();
         Ok((added?, resumed))
     }
@@ -281,6 +286,8 @@ struct Lists<'s, 'a> {
     levels: Vec<Vec<Vec<u8>>>,
     counts: Vec<u64>,
     pieces: u64,
+    /// How long it is so far.
+    at: u64,
     last: Option<(Option<Id>, u64)>,
 }
 
@@ -291,12 +298,14 @@ impl<'s, 'a> Lists<'s, 'a> {
             levels: Vec::new(),
             counts: Vec::new(),
             pieces: 0,
+            at: 0,
             last: None,
         }
     }
 
-    fn push(&mut self, chunk: Option<Id>, length: u64) -> Result<()> {
+    fn push(&mut self, chunk: Option<Id>, length: u64, old: &Option<Pieces<'_>>) -> Result<()> {
         self.pieces += 1;
+        self.at += length;
         self.last = Some((chunk, length));
         let piece = Piece {
             chunk: chunk.map(|id| id.0.to_vec()).unwrap_or_default(),
@@ -304,10 +313,17 @@ impl<'s, 'a> Lists<'s, 'a> {
         };
         // A hole has no hash of its own: its length decides.
         let decides = chunk.map_or(length.to_le_bytes().first().copied(), |id| id.0.first().copied());
-        self.item(0, piece.encode_to_vec(), length, decides.unwrap_or(0))
+        self.item(0, piece.encode_to_vec(), length, decides.unwrap_or(0), old)
     }
 
-    fn item(&mut self, level: usize, item: Vec<u8>, count: u64, decides: u8) -> Result<()> {
+    fn item(
+        &mut self,
+        level: usize,
+        item: Vec<u8>,
+        count: u64,
+        decides: u8,
+        old: &Option<Pieces<'_>>,
+    ) -> Result<()> {
         if self.levels.len() <= level {
             self.levels.push(Vec::new());
             self.counts.push(0);
@@ -318,11 +334,11 @@ impl<'s, 'a> Lists<'s, 'a> {
         items.push(item);
         *sum += count;
         let full = items.len() >= MOST || items.len() >= FEWEST && decides.is_multiple_of(SPREAD);
-        if full { self.close(level) } else { Ok(()) }
+        if full { self.close(level, old) } else { Ok(()) }
     }
 
     /// Writes the list that is open on a level and names it on the one above.
-    fn close(&mut self, level: usize) -> Result<()> {
+    fn close(&mut self, level: usize, old: &Option<Pieces<'_>>) -> Result<()> {
         let (Some(items), Some(sum)) = (self.levels.get_mut(level), self.counts.get_mut(level)) else {
             return Ok(());
         };
@@ -334,7 +350,9 @@ impl<'s, 'a> Lists<'s, 'a> {
             level: u32::try_from(level).unwrap_or(u32::MAX),
             items,
         };
-        let id = self.session.node(&node)?;
+        let begin = self.at.saturating_sub(count);
+        let old_list = old.as_ref().and_then(|old| old.list_at(level, begin));
+        let id = self.session.node(&node, old_list)?;
         let child = Child {
             key: Vec::new(),
             id: id.0.to_vec(),
@@ -345,10 +363,11 @@ impl<'s, 'a> Lists<'s, 'a> {
             child.encode_to_vec(),
             count,
             id.0.first().copied().unwrap_or(0),
+            old,
         )
     }
 
-    fn end(mut self, size: u64) -> Result<Written> {
+    fn end(mut self, size: u64, old: &Option<Pieces<'_>>) -> Result<Written> {
         if self.pieces == 0 {
             return Ok(Written::default());
         }
@@ -378,7 +397,7 @@ impl<'s, 'a> Lists<'s, 'a> {
                     inline: Vec::new(),
                 });
             }
-            self.close(level)?;
+            self.close(level, old)?;
             level += 1;
         }
     }
@@ -391,6 +410,10 @@ pub struct Pieces<'s> {
     stack: Vec<(Arc<Node>, usize)>,
     /// What was looked at and not taken: where it begins, and what it is.
     ahead: VecDeque<(u64, Piece)>,
+    /// What was gone past last: what is cut anew there follows it.
+    behind: VecDeque<(u64, Piece)>,
+    /// By level, the lists that were gone into last: where each begins, and its name.
+    lists: Vec<VecDeque<(u64, Id)>>,
     /// Where what was not looked at begins.
     at: u64,
 }
@@ -412,6 +435,8 @@ impl<'s> Pieces<'s> {
             domain,
             stack: Vec::new(),
             ahead: VecDeque::new(),
+            behind: VecDeque::new(),
+            lists: Vec::new(),
             at: 0,
         };
         if entry.height == 0 {
@@ -429,6 +454,7 @@ impl<'s> Pieces<'s> {
                     "it has another depth than its entry says",
                 ));
             }
+            pieces.entered(&node, id);
             pieces.stack.push((node, 0));
         }
         Ok(Some(pieces))
@@ -458,8 +484,29 @@ impl<'s> Pieces<'s> {
             if below.level + 1 != node.level {
                 return Err(damaged("a list", "a node stands on the wrong level"));
             }
+            self.entered(&below, id);
             self.stack.push((below, 0));
         }
+    }
+
+    fn entered(&mut self, node: &Node, id: Id) {
+        let level = node.level as usize;
+        if self.lists.len() <= level {
+            self.lists.resize_with(level + 1, VecDeque::new);
+        }
+        if let Some(lists) = self.lists.get_mut(level) {
+            if lists.len() == BEHIND {
+                lists.pop_front();
+            }
+            lists.push_back((self.at, id));
+        }
+    }
+
+    /// The list of a level in which a place was, of those that were gone into last.
+    fn list_at(&self, level: usize, at: u64) -> Option<Id> {
+        let lists = self.lists.get(level)?;
+        let around = lists.iter().rev().find(|(begins, _)| *begins <= at);
+        around.or_else(|| lists.front()).map(|(_, id)| *id)
     }
 
     /// Looks at one more.
@@ -493,11 +540,25 @@ impl<'s> Pieces<'s> {
                 if *begins >= at {
                     return Ok(*begins == at && !piece.chunk.is_empty());
                 }
-                self.ahead.pop_front();
+                if self.behind.len() == BEHIND {
+                    self.behind.pop_front();
+                }
+                self.behind.extend(self.ahead.pop_front());
             } else if !self.look()? {
                 return Ok(false);
             }
         }
+    }
+
+    /// The chunk of which most stands, or stood, between two places that were gone past.
+    fn stood_at(&self, begin: u64, end: u64) -> Option<Id> {
+        let within = |(begins, piece): &&(u64, Piece)| {
+            let ends = begins.saturating_add(piece.length);
+            end.min(ends).saturating_sub(begin.max(*begins))
+        };
+        let found = self.behind.iter().filter(|(_, piece)| !piece.chunk.is_empty());
+        let (_, piece) = found.max_by_key(within)?;
+        Id::from_slice(&piece.chunk)
     }
 
     /// The chunks from here to the next hole, to `end`, or as many as are compared at a time.

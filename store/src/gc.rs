@@ -4,9 +4,11 @@
 //! other is replaced: what is still needed of it goes to a new pack, that is synced, the catalog changes over in one
 //! batch, the old file goes. Only that step, for one pack, keeps commits waiting. Whatever ends the process in between
 //! leaves a file that no row names (removed at the next opening) or an old pack that is still whole.
+//!
+//! What a needed object stands on is kept with it; where something is to be erased, the object is written anew before.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::ControlFlow,
     sync::PoisonError,
 };
@@ -16,7 +18,8 @@ use crate::{
     error::{Result, damaged},
     fault,
     id::Id,
-    pack::{self, HEADER, Object, RECORD, Record},
+    pack::{self, FULL, HEADER, Object, RECORD},
+    reach::Reached,
     store::Store,
     sys,
     told::{Answer, heed},
@@ -85,7 +88,7 @@ impl Store {
             }
             *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = Some(HashSet::new());
         }
-        let mut reached = HashSet::new();
+        let mut reached = Reached::new();
         for (id, commit) in self.live_commits(domain)? {
             self.reach(domain, id, &commit, &mut reached)?;
         }
@@ -95,6 +98,11 @@ impl Store {
                 reached.insert((Object::Commit, recorded.id));
                 Ok(ControlFlow::Continue(()))
             })?;
+        }
+        match thorough {
+            Thorough::Worthwhile => self.hold(domain, &mut reached)?,
+            Thorough::Erase if dry => {}
+            Thorough::Erase => sum.copied += self.lift(domain, &reached)?,
         }
         if !dry {
             // What is nowhere, and nobody asks for any more.
@@ -155,14 +163,87 @@ impl Store {
         Ok(())
     }
 
+    /// What stands on what.
+    fn standing(&self, domain: u32) -> Result<HashMap<(Object, Id), Id>> {
+        let mut found = HashMap::new();
+        self.catalog.objects(domain, |object, id, place| {
+            found.extend(place.base.map(|base| ((object, id), base.id)));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Adds to `reached` all that it stands on.
+    fn hold(&self, domain: u32, reached: &mut Reached) -> Result<()> {
+        let standing = self.standing(domain)?;
+        for (object, id) in standing.keys() {
+            if !reached.contains(&(*object, *id)) {
+                continue;
+            }
+            let mut id = id;
+            while let Some(base) = standing.get(&(*object, *id))
+                && reached.insert((*object, *base))
+            {
+                id = base;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes anew what is needed and stands on what is not, so that this can go; answers with how many bytes that took.
+    fn lift(&self, domain: u32, reached: &Reached) -> Result<u64> {
+        let standing = self.standing(domain)?;
+        let session = self.session(domain);
+        let (mut written, mut flushed) = (0, 0);
+        for ((object, id), base) in &standing {
+            if !reached.contains(&(*object, *id)) || reached.contains(&(*object, *base)) {
+                continue;
+            }
+            let Some(place) = self.place(domain, *object, *id)? else {
+                continue;
+            };
+            let bytes = self.object(domain, *object, *id)?;
+            let mut below = Some(base);
+            while let Some(base) = below
+                && !reached.contains(&(*object, *base))
+            {
+                below = standing.get(&(*object, *base));
+            }
+            let encoded = session.encoded(*object, *id, &bytes, below.copied())?;
+            // What stands on it must go on standing higher.
+            if encoded.record.depth <= place.depth() {
+                session.add(&encoded, true)?;
+            } else {
+                session.put_again(*object, *id, &bytes)?;
+            }
+            written = session.written();
+            if written - flushed > FULL {
+                session.flush()?;
+                flushed = written;
+            }
+        }
+        session.flush()?;
+        Ok(written)
+    }
+
+    /// What was touched since gc began, and all that it stands on now.
+    fn touched(&self, domain: u32) -> Result<Reached> {
+        let mut touched = Reached::new();
+        let spared = self.spared.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (of, object, id) in spared.unwrap_or_default() {
+            let mut next = (of == domain).then_some(id);
+            while let Some(id) = next
+                && touched.insert((object, id))
+            {
+                let place = self.place(domain, object, id)?;
+                next = place.and_then(|place| place.base).map(|base| base.id);
+            }
+        }
+        Ok(touched)
+    }
+
     /// Replaces one pack by what is needed of it.
-    fn replace(
-        &self,
-        domain: u32,
-        number: u32,
-        reached: &HashSet<(Object, Id)>,
-        sum: &mut Collected,
-    ) -> Result<()> {
+    fn replace(&self, domain: u32, number: u32, reached: &Reached, sum: &mut Collected) -> Result<()> {
         let _nobody = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let dir = self.packs_dir();
         let path = pack::path(&dir, number);
@@ -171,47 +252,40 @@ impl Store {
             return Ok(());
         };
         let (mut keep, mut dead) = (Vec::new(), Vec::new());
-        {
-            let spared = self.spared.lock().unwrap_or_else(PoisonError::into_inner);
-            let spared = spared.as_ref();
-            self.catalog.objects(domain, |object, id, place| {
-                if place.pack == number {
-                    let needed = reached.contains(&(object, id))
-                        || spared.is_some_and(|spared| spared.contains(&(domain, object, id)));
-                    if needed {
-                        keep.push((object, id, place));
-                    } else {
-                        dead.push((object, id));
-                    }
-                }
-                Ok(())
-            })?;
+        let mut elsewhere = Vec::new();
+        let touched = self.touched(domain)?;
+        self.catalog.objects(domain, |object, id, place| {
+            let needed = reached.contains(&(object, id)) || touched.contains(&(object, id));
+            match (needed, place.pack == number) {
+                (true, true) => keep.push((object, id, place)),
+                (false, true) => dead.push((object, id)),
+                (false, false) => elsewhere.extend(place.base.map(|base| (object, id, base))),
+                (true, false) => {}
+            }
+            Ok(())
+        })?;
+        // What nobody needs of other packs, and stands on what goes, could not be read again if somebody did.
+        elsewhere.sort_by_key(|(.., base)| base.depth);
+        let mut going: Reached = dead.iter().copied().collect();
+        for (object, id, base) in elsewhere {
+            if going.contains(&(object, base.id)) {
+                going.insert((object, id));
+                dead.push((object, id));
+            }
         }
         keep.sort_by_key(|(.., place)| place.at);
         let mut batch = self.catalog.batch();
         if !keep.is_empty() {
-            let (file, header) = pack::open(&dir, number)?;
+            let (_, header) = pack::open(&dir, number)?;
             if header.domain != domain {
                 return Err(damaged(path.display(), "it is of another domain"));
             }
             let mut writer = self.begin_pack(domain, row.class)?;
             for (object, id, place) in &keep {
                 // Checked as it is read: what is damaged is not carried on under a name that it has not.
-                self.record(domain, *object, *id, *place)?;
-                let written = pack::read(&file, &path, place.at, place.stored)?;
-                let record = Record {
-                    object: *object,
-                    encoding: place.encoding,
-                    length: place.length,
-                    stored: place.stored,
-                    id: *id,
-                };
-                let at = writer.append(&record, written.get(RECORD..).unwrap_or_default())?;
-                let moved = Place {
-                    pack: writer.header.pack,
-                    at,
-                    ..*place
-                };
+                let written = self.as_written(domain, *object, *id, *place)?;
+                let at = writer.append(&written.record, &written.bytes)?;
+                let moved = Place::of(&written.record, written.base, writer.header.pack, at);
                 batch.place(domain, *object, *id, &moved);
             }
             writer.sync()?;

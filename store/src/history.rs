@@ -418,7 +418,7 @@ impl Session<'_> {
         let bytes = commit.encode_to_vec();
         let id = self.store.hash.commit(&bytes);
         // A second copy, beside what it names: history can be found again without the catalog.
-        self.put(Object::Commit, id, &bytes)?;
+        self.put(Object::Commit, id, &bytes, None)?;
         let after = Known {
             head: Some((id, commit.sequence)),
             ..now

@@ -6,6 +6,7 @@
 //! every byte.
 
 mod audit;
+mod base;
 mod catalog;
 pub mod content;
 pub mod direct;

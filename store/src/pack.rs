@@ -31,6 +31,8 @@ const MAGIC: &[u8; 8] = b"DKPACK\x01\n";
 pub const HEADER: usize = 40;
 /// The length of a record's header, in bytes.
 pub const RECORD: usize = 44;
+/// The length of a base's name, in bytes: the bytes of a record that stands on one begin with it.
+pub const BASE: usize = 32;
 
 /// What a record holds. The numbers are on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -137,6 +139,8 @@ pub struct Record {
     pub object: Object,
     /// How its bytes are encoded.
     pub encoding: Encoding,
+    /// How many objects have to be read before it: its base, that one's, and so on. 0 where it has none.
+    pub depth: u8,
     /// The length of what it holds, in bytes.
     pub length: u32,
     /// The length of its bytes.
@@ -146,11 +150,11 @@ pub struct Record {
 }
 
 impl Record {
-    /// Its bytes: 1 of the object, 1 of the encoding, 2 of nothing, 4 of the length, 4 of the stored length, 32 of the
-    /// name. Numbers are little-endian.
+    /// Its bytes: 1 of the object, 1 of the encoding, 1 of the depth, 1 of nothing, 4 of the length, 4 of the stored
+    /// length, 32 of the name. Numbers are little-endian.
     #[must_use]
     pub fn write(&self) -> [u8; RECORD] {
-        let mut bytes = vec![self.object as u8, self.encoding as u8, 0, 0];
+        let mut bytes = vec![self.object as u8, self.encoding as u8, self.depth, 0];
         bytes.extend_from_slice(&self.length.to_le_bytes());
         bytes.extend_from_slice(&self.stored.to_le_bytes());
         bytes.extend_from_slice(&self.id.0);
@@ -164,7 +168,7 @@ impl Record {
     /// Reads it back; none where these are no such bytes.
     #[must_use]
     pub fn read(bytes: &[u8; RECORD]) -> Option<Record> {
-        let [object, encoding, 0, 0, rest @ ..] = bytes else {
+        let [object, encoding, depth, 0, rest @ ..] = bytes else {
             return None;
         };
         let (length, rest) = rest.split_first_chunk::<4>()?;
@@ -172,11 +176,27 @@ impl Record {
         let record = Record {
             object: Object::of_number(*object)?,
             encoding: Encoding::try_from(*encoding).ok()?,
+            depth: *depth,
             length: u32::from_le_bytes(*length),
             stored: u32::from_le_bytes(*stored),
             id: Id::from_slice(rest)?,
         };
-        (record.length <= LONGEST && record.stored <= LONGEST).then_some(record)
+        let stands = record.depth > 0;
+        let right = record.length <= LONGEST
+            && record.stored <= LONGEST
+            && stands == record.encoding.needs_base()
+            && (!stands || record.stored as usize >= BASE && record.object != Object::Commit);
+        right.then_some(record)
+    }
+
+    /// The name of its base, where it has one, and what is encoded: both from the bytes that follow the head.
+    #[must_use]
+    pub fn split<'b>(&self, bytes: &'b [u8]) -> Option<(Option<Id>, &'b [u8])> {
+        if self.depth == 0 {
+            return Some((None, bytes));
+        }
+        let (base, encoded) = bytes.split_first_chunk::<BASE>()?;
+        Some((Some(Id(*base)), encoded))
     }
 }
 
@@ -375,9 +395,15 @@ pub fn read(file: &File, path: &Path, at: u32, stored: u32) -> Result<Vec<u8>> {
     }
 }
 
-/// What a record holds, from its bytes: checked against its name; else how they differ.
-pub(crate) fn content(hash: Hash, record: &Record, bytes: &[u8]) -> std::result::Result<Vec<u8>, String> {
-    let bytes = delta::decode(record.encoding, bytes, None, record.length as usize)
+/// What a record holds, from its bytes and what its base holds: checked against its name; else how they differ.
+pub(crate) fn content(
+    hash: Hash,
+    record: &Record,
+    bytes: &[u8],
+    base: Option<&[u8]>,
+) -> std::result::Result<Vec<u8>, String> {
+    let (_, encoded) = record.split(bytes).ok_or("it is too short")?;
+    let bytes = delta::decode(record.encoding, encoded, base, record.length as usize)
         .map_err(|error| error.to_string())?;
     let found = match record.object {
         Object::Chunk => hash.chunk(&bytes),
@@ -462,8 +488,16 @@ mod tests {
             let class = if meta { Class::Meta } else { Class::Data };
             let header = Header { store, pack, domain, class };
             prop_assert_eq!(Header::read(&header.write()), Some(header));
-            let record = Record { object: Object::Node, encoding: Encoding::Zstd, length, stored, id: Id(id) };
+            let mut record = Record { object: Object::Node, encoding: Encoding::Zstd, depth: 0, length, stored, id: Id(id) };
             prop_assert_eq!(Record::read(&record.write()), Some(record));
+            // One that stands on another says on which, and no other does.
+            record.depth = 3;
+            prop_assert_eq!(Record::read(&record.write()), None);
+            record.encoding = Encoding::Prefix;
+            let long = stored as usize >= BASE;
+            prop_assert_eq!(Record::read(&record.write()), long.then_some(record));
+            record.object = Object::Commit;
+            prop_assert_eq!(Record::read(&record.write()), None);
         }
 
         #[test]

@@ -85,6 +85,8 @@ impl Store {
     /// A failing disk, a catalog that cannot be read: [`crate::Rescue`] makes it anew.
     pub fn repair(&self) -> Result<Plan<'_>> {
         let alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        // What is in memory may be damaged on the disk.
+        self.bases.clear();
         let mut plan = Plan {
             store: self,
             _alone: alone,

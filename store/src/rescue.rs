@@ -132,7 +132,13 @@ impl Rescue {
             (Some(catalog), Some(_)) => catalog.packs()?.into_iter().collect(),
             _ => HashMap::new(),
         };
-        let scan = Scan::of(&packs, row.as_ref(), watermark, &named)?;
+        let scan = Scan::of(
+            &packs,
+            row.as_ref(),
+            watermark,
+            &named,
+            catalog.as_ref().filter(|_| behind.is_some()),
+        )?;
         rows.store = row.unwrap_or_default();
         rows.store.id = scan.store.to_vec();
         rows.store.hash = scan.hash as u32;
@@ -165,7 +171,7 @@ impl Rescue {
     fn objects(&mut self, scan: Scan) -> Result<()> {
         let dir = self.dir.join("packs");
         let there: HashSet<u32> = salvage::packs(&dir)?.map(|(number, _)| number).collect();
-        for (domain, object, id, place) in scan.places {
+        for ((domain, object, id), place) in scan.places {
             let known = match &self.behind {
                 Some(catalog) => catalog.place(domain, object, id)?,
                 None => None,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     error::{Context, Result},
-    id::Hash,
+    id::{Hash, Id},
     pack::{self, Class, RECORD, Record},
 };
 
@@ -23,17 +23,33 @@ pub(crate) fn packs(dir: &Path) -> Result<impl Iterator<Item = (u32, PathBuf)>> 
     Ok(found.into_iter())
 }
 
-/// A record that was found, and what it holds is what its name says.
+/// A record that was found.
 pub(crate) struct Found {
     /// Where it begins.
     pub at: u32,
     /// Its head.
     pub record: Record,
-    /// What it holds.
-    pub content: Vec<u8>,
+    /// What it holds; or the name of what it stands on: whether it is whole, that tells.
+    pub holds: Holds,
     /// Every record before it ended where the next began. Else it may have been written by a container, into a file: its
     /// content is what its name says all the same, but nobody may go by a commit that nothing else names.
     pub trusted: bool,
+}
+
+/// What a record holds.
+pub(crate) enum Holds {
+    /// This, which is what its name says.
+    Content(Vec<u8>),
+    /// Something that only this object leads to.
+    On(Id),
+}
+
+/// What stands somewhere in a pack.
+enum Seen {
+    /// A record that is whole, as far as it can tell by itself.
+    Record(Record, Holds),
+    /// One whose content is damaged.
+    Damaged(Record),
 }
 
 /// Every record of a pack's bytes from `at` that is whole. Where one is damaged, the next bytes that read as a record of this
@@ -45,47 +61,56 @@ pub(crate) fn records(
     at: usize,
     mut each: impl FnMut(Found) -> Result<()>,
 ) -> Result<usize> {
+    let after = |at: usize, record: &Record| at + RECORD + record.stored as usize;
+    let begins =
+        |at: usize| at == bytes.len() || matches!(seen(hash, class, bytes, at), Some(Seen::Record(..)));
+    let certain = |at: usize| match seen(hash, class, bytes, at) {
+        Some(Seen::Record(_, Holds::Content(_))) => true,
+        Some(Seen::Record(record, Holds::On(_))) => begins(after(at, &record)),
+        _ => false,
+    };
     let (mut at, mut end, mut trusted) = (at, at, true);
     while at < bytes.len() {
-        match whole(hash, class, bytes, at) {
-            Ok((record, content)) => {
-                let begin = u32::try_from(at).unwrap_or(u32::MAX);
-                at += RECORD + record.stored as usize;
-                end = at;
+        let next = match seen(hash, class, bytes, at) {
+            Some(Seen::Record(record, holds)) => {
+                let next = after(at, &record);
+                end = next;
+                let known = matches!(holds, Holds::Content(_)) || begins(next);
                 each(Found {
-                    at: begin,
+                    at: u32::try_from(at).unwrap_or(u32::MAX),
                     record,
-                    content,
+                    holds,
                     trusted,
                 })?;
+                known.then_some(next)
             }
             // Only its content is damaged: the next begins where it should.
-            Err(Some(next)) if next == bytes.len() || whole(hash, class, bytes, next).is_ok() => at = next,
-            Err(_) => {
-                trusted = false;
-                let next = (at + 1..bytes.len()).find(|next| whole(hash, class, bytes, *next).is_ok());
-                at = next.unwrap_or(bytes.len());
-            }
-        }
+            Some(Seen::Damaged(record)) => Some(after(at, &record)).filter(|next| begins(*next)),
+            None => None,
+        };
+        at = next.unwrap_or_else(|| {
+            trusted = false;
+            let found = (at + 1..bytes.len()).find(|next| certain(*next));
+            found.unwrap_or(bytes.len())
+        });
     }
     Ok(end)
 }
 
-/// The record that begins here, with what it holds; or where it ends, if its head can be read.
-fn whole(
-    hash: Hash,
-    class: Class,
-    bytes: &[u8],
-    at: usize,
-) -> std::result::Result<(Record, Vec<u8>), Option<usize>> {
-    let rest = bytes.get(at..).unwrap_or_default();
-    let (head, rest) = rest.split_first_chunk::<RECORD>().ok_or(None)?;
-    let record = Record::read(head)
-        .filter(|record| Class::from(record.object) == class)
-        .ok_or(None)?;
-    let stored = rest.get(..record.stored as usize).ok_or(None)?;
-    match pack::content(hash, &record, stored) {
-        Ok(content) => Ok((record, content)),
-        Err(_) => Err(Some(at + RECORD + record.stored as usize)),
-    }
+/// The head of the record that begins here, and its bytes.
+fn head(class: Class, bytes: &[u8], at: usize) -> Option<(Record, &[u8])> {
+    let (head, rest) = bytes.get(at..)?.split_first_chunk::<RECORD>()?;
+    let record = Record::read(head).filter(|record| Class::from(record.object) == class)?;
+    Some((record, rest.get(..record.stored as usize)?))
+}
+
+fn seen(hash: Hash, class: Class, bytes: &[u8], at: usize) -> Option<Seen> {
+    let (record, stored) = head(class, bytes, at)?;
+    Some(match record.split(stored) {
+        Some((Some(base), _)) => Seen::Record(record, Holds::On(base)),
+        _ => match pack::content(hash, &record, stored, None) {
+            Ok(content) => Seen::Record(record, Holds::Content(content)),
+            Err(_) => Seen::Damaged(record),
+        },
+    })
 }

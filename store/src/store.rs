@@ -16,6 +16,7 @@ use prost::Message;
 use quick_cache::{Weighter, sync::Cache};
 
 use crate::{
+    base::{self, Bases, Encoded, stands_on},
     catalog::{Batch, Catalog, PackRow, Place, StoreRow},
     error::{Context, Error, Result, damaged},
     fault,
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// The format of stores that this version writes, and the newest that it reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Nodes that are kept in memory, in bytes.
 const NODES: u64 = 16 << 20;
@@ -47,7 +48,7 @@ impl Weighter<(u32, Id), Arc<Node>> for Weight {
 }
 
 /// An object within its dedup domain.
-type Key = (u32, Object, Id);
+pub(crate) type Key = (u32, Object, Id);
 
 /// A store that is open.
 pub struct Store {
@@ -59,6 +60,7 @@ pub struct Store {
     pending: RwLock<HashMap<Key, Place>>,
     files: Cache<u32, Arc<File>>,
     nodes: Cache<(u32, Id), Arc<Node>, Weight>,
+    pub(crate) bases: Bases,
     /// Held by whoever adds objects; taken whole by gc for the moment in which it removes some.
     pub(crate) gate: RwLock<()>,
     /// What was found to be there already while gc looked for what nobody needs.
@@ -185,6 +187,7 @@ impl Store {
             pending: RwLock::default(),
             files: Cache::new(64),
             nodes: Cache::with_weighter(2048, NODES, Weight),
+            bases: base::bases(),
             gate: RwLock::default(),
             spared: Mutex::default(),
             signer: OnceLock::new(),
@@ -277,19 +280,19 @@ impl Store {
 
     /// The bytes of an object, checked against its name.
     pub(crate) fn object(&self, domain: u32, object: Object, id: Id) -> Result<Vec<u8>> {
-        let name = || format!("{object:?} {id}");
-        // Twice: gc may have moved it between the look-up and the reading.
-        let mut again = false;
+        let there = || {
+            self.place(domain, object, id)?
+                .ok_or_else(|| Error::Missing(format!("{object:?} {id}")))
+        };
+        let mut place = there()?;
         loop {
-            let place = self
-                .place(domain, object, id)?
-                .ok_or_else(|| Error::Missing(name()))?;
-            let read = self.record(domain, object, id, place);
-            match read {
-                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && !again => {
-                    again = true;
-                }
-                done => return done,
+            match self.record(domain, object, id, place) {
+                Ok(bytes) => return Ok(bytes),
+                // gc may have moved it between the look-up and the reading, or what it stood on.
+                Err(error) => match there()? {
+                    now if now == place => return Err(error),
+                    now => place = now,
+                },
             }
         }
     }
@@ -306,20 +309,40 @@ impl Store {
         let (head, bytes) = written
             .split_first_chunk::<RECORD>()
             .ok_or_else(|| damaged(name(), "it is too short"))?;
-        let expected = Record {
-            object,
-            encoding: place.encoding,
-            length: place.length,
-            stored: place.stored,
-            id,
-        };
+        let expected = place.record(object, id);
         if Record::read(head) != Some(expected) {
             return Err(damaged(
                 name(),
                 "the head of its record is not what the catalog says",
             ));
         }
-        pack::content(self.hash, &expected, bytes).map_err(|problem| damaged(name(), problem))
+        let base = expected.split(bytes).and_then(|(base, _)| base);
+        if base != place.base.map(|base| base.id) {
+            return Err(damaged(
+                name(),
+                "it stands on another object than the catalog says",
+            ));
+        }
+        let under = match place.base {
+            Some(base) => Some(
+                self.base(domain, object, base)
+                    .map_err(|error| stands_on(name, error))?,
+            ),
+            None => None,
+        };
+        let under = under.as_ref().map(|under| under.as_slice());
+        pack::content(self.hash, &expected, bytes, under).map_err(|problem| damaged(name(), problem))
+    }
+
+    /// An object as it is written, and what it holds is what its name says.
+    pub(crate) fn as_written(&self, domain: u32, object: Object, id: Id, place: Place) -> Result<Encoded> {
+        self.record(domain, object, id, place)?;
+        let written = self.written(domain, object.into(), place)?;
+        Ok(Encoded {
+            record: place.record(object, id),
+            base: place.base.map(|base| base.id),
+            bytes: written.get(RECORD..).unwrap_or_default().to_vec(),
+        })
     }
 
     fn written(&self, domain: u32, class: Class, place: Place) -> Result<Vec<u8>> {
@@ -384,14 +407,9 @@ impl Store {
         }
     }
 
-    fn append(
-        &self,
-        key: Key,
-        encoded: &[u8],
-        place: impl Fn(u32, u32) -> Place,
-        record: &Record,
-    ) -> Result<u64> {
-        let (domain, object, _) = key;
+    fn append(&self, key: Key, encoded: &Encoded, again: bool) -> Result<u64> {
+        let (domain, object, id) = key;
+        let Encoded { record, base, bytes } = encoded;
         let class = Class::from(object);
         let mut writing = locked(&self.writing);
         // Another thread may have had the same content. What was published since the caller looked is written a second
@@ -404,10 +422,14 @@ impl Store {
         if there {
             return Ok(0);
         }
+        // But nothing may come to stand deeper than it did: others may stand on it by now.
+        if !again && base.is_some() && self.catalog.place(domain, object, id)?.is_some() {
+            return Ok(0);
+        }
         if writing
             .open
             .get(&(domain, class))
-            .is_some_and(|w| w.length + (RECORD + encoded.len()) as u64 > FULL && w.length > 1 << 10)
+            .is_some_and(|w| w.length + (RECORD + bytes.len()) as u64 > FULL && w.length > 1 << 10)
             && let Some(full) = writing.open.remove(&(domain, class))
         {
             writing.full.push(full);
@@ -420,7 +442,7 @@ impl Store {
             return Ok(0);
         };
         let pack = writer.header.pack;
-        let at = match writer.append(record, encoded) {
+        let at = match writer.append(record, bytes) {
             Ok(at) => at,
             Err(error) => {
                 // Whoever shares a full disk is not to wait for the room until the store is opened next.
@@ -428,12 +450,11 @@ impl Store {
                 return Err(error);
             }
         };
-        let place = place(pack, at);
         self.pending
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, place);
-        Ok((RECORD + encoded.len()) as u64)
+            .insert(key, Place::of(record, *base, pack, at));
+        Ok((RECORD + bytes.len()) as u64)
     }
 
     fn begin(&self, writing: &mut Writing, domain: u32, class: Class) -> Result<Writer> {
@@ -540,6 +561,7 @@ impl Store {
         self.publish(|_| Ok(()))?;
         locked(&self.writing).open.clear();
         self.nodes.clear();
+        self.bases.clear();
         Ok(())
     }
 
@@ -561,6 +583,13 @@ impl Store {
         self.publish(|_| Ok(()))?;
         locked(&self.writing).open.retain(|(of, _), _| *of != domain);
         Ok(())
+    }
+
+    /// Tells gc, if it looks for what nobody needs, that somebody does.
+    pub(crate) fn spare(&self, key: Key) {
+        if let Some(spared) = &mut *locked(&self.spared) {
+            spared.insert(key);
+        }
     }
 
     /// How many objects and bytes the store has, and in how many packs.
@@ -626,60 +655,39 @@ impl Session<'_> {
         self.store.publish_since(Some(self.lost), more)
     }
 
-    /// Adds a chunk, at most [`delta::LONGEST`] bytes, unless it is there.
+    /// Adds a chunk, at most [`delta::LONGEST`] bytes, unless it is there; `old` is one that it follows.
     ///
     /// # Errors
     /// A full or failing disk.
-    pub fn chunk(&self, bytes: &[u8]) -> Result<Id> {
+    pub fn chunk(&self, bytes: &[u8], old: Option<Id>) -> Result<Id> {
         let id = self.store.hash.chunk(bytes);
-        self.put(Object::Chunk, id, bytes)?;
+        self.put(Object::Chunk, id, bytes, old)?;
         Ok(id)
     }
 
-    pub(crate) fn node(&self, node: &Node) -> Result<Id> {
+    pub(crate) fn node(&self, node: &Node, old: Option<Id>) -> Result<Id> {
         let id = self.store.hash.name_of(node);
-        self.put(Object::Node, id, &node.encode_to_vec())?;
+        self.put(Object::Node, id, &node.encode_to_vec(), old)?;
         Ok(id)
     }
 
-    pub(crate) fn put(&self, object: Object, id: Id, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn put(&self, object: Object, id: Id, bytes: &[u8], old: Option<Id>) -> Result<()> {
         if self.has(object, id)? {
             return Ok(());
         }
-        self.put_again(object, id, bytes)
+        self.add(&self.encoded(object, id, bytes, old)?, false)
     }
 
-    /// As [`Session::put`], also where the catalog says that it is there: that may be damaged.
+    /// As [`Session::put`] without what it follows, also where the catalog says that it is there: that may be damaged.
     pub(crate) fn put_again(&self, object: Object, id: Id, bytes: &[u8]) -> Result<()> {
-        let mut encoded = Vec::new();
-        let encoding =
-            delta::encode(bytes, &mut encoded).map_err(|e| damaged("an object to be stored", e))?;
-        let long = |what: usize| {
-            u32::try_from(what)
-                .ok()
-                .filter(|n| *n <= LONGEST)
-                .ok_or_else(|| Error::Refused(format!("an object of {what} bytes is too long to be stored")))
-        };
-        let (length, stored) = (long(bytes.len())?, long(encoded.len())?);
-        let record = Record {
-            object,
-            encoding,
-            length,
-            stored,
-            id,
-        };
-        let place = |pack, at| Place {
-            pack,
-            at,
-            stored,
-            length,
-            encoding,
-        };
-        let key = (self.domain, object, id);
-        if let Some(spared) = &mut *locked(&self.store.spared) {
-            spared.insert(key);
-        }
-        let added = self.store.append(key, &encoded, place, &record)?;
+        self.add(&Encoded::alone(object, id, bytes)?, true)
+    }
+
+    /// Adds an object as it is written; `again` also where the catalog says that it is there.
+    pub(crate) fn add(&self, encoded: &Encoded, again: bool) -> Result<()> {
+        let key = (self.domain, encoded.record.object, encoded.record.id);
+        self.store.spare(key);
+        let added = self.store.append(key, encoded, again)?;
         self.written.fetch_add(added, Ordering::Relaxed);
         Ok(())
     }
@@ -687,8 +695,8 @@ impl Session<'_> {
     /// Whether it is there; then gc spares it.
     pub(crate) fn has(&self, object: Object, id: Id) -> Result<bool> {
         let there = self.store.place(self.domain, object, id)?.is_some();
-        if there && let Some(spared) = &mut *locked(&self.store.spared) {
-            spared.insert((self.domain, object, id));
+        if there {
+            self.store.spare((self.domain, object, id));
         }
         Ok(there)
     }

@@ -12,11 +12,11 @@ use crate::{
     tree::Proof,
 };
 
-fn store(dir: &Path) -> Store {
+pub(crate) fn store(dir: &Path) -> Store {
     Store::open(&dir.join("store"), Hash::Blake3).unwrap()
 }
 
-fn entry(path: &str, text: &[u8]) -> Entry {
+pub(crate) fn entry(path: &str, text: &[u8]) -> Entry {
     Entry {
         key: key(b"rootfs", path.as_bytes()),
         kind: Kind::File as i32,
@@ -27,7 +27,7 @@ fn entry(path: &str, text: &[u8]) -> Entry {
     }
 }
 
-fn noise(length: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
@@ -40,7 +40,7 @@ fn noise(length: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-fn write(session: &Session<'_>, path: &str, bytes: &[u8], before: Option<&Entry>) -> Entry {
+pub(crate) fn write(session: &Session<'_>, path: &str, bytes: &[u8], before: Option<&Entry>) -> Entry {
     let mut entry = entry(path, b"");
     session
         .content(bytes, bytes.len() as u64, before, path)
@@ -49,7 +49,7 @@ fn write(session: &Session<'_>, path: &str, bytes: &[u8], before: Option<&Entry>
     entry
 }
 
-fn read(store: &Store, domain: u32, entry: &Entry) -> Result<Vec<u8>> {
+pub(crate) fn read(store: &Store, domain: u32, entry: &Entry) -> Result<Vec<u8>> {
     let mut found = Vec::new();
     store.read(domain, entry, |at, stretch| {
         assert_eq!(at, found.len() as u64);
@@ -65,7 +65,7 @@ fn read(store: &Store, domain: u32, entry: &Entry) -> Result<Vec<u8>> {
 }
 
 /// Commits entries in place of those of the same key.
-fn commit(
+pub(crate) fn commit(
     store: &Store,
     name: &str,
     changes: impl FnOnce(&Session<'_>) -> Vec<(Vec<u8>, Option<Entry>)>,
@@ -86,11 +86,11 @@ fn commit(
     session.commit(&state, commit, |_| {}).unwrap()
 }
 
-fn put(entry: Entry) -> (Vec<u8>, Option<Entry>) {
+pub(crate) fn put(entry: Entry) -> (Vec<u8>, Option<Entry>) {
     (entry.key.clone(), Some(entry))
 }
 
-fn known(store: &Store, name: &str) -> Known {
+pub(crate) fn known(store: &Store, name: &str) -> Known {
     store.state(name).unwrap().unwrap()
 }
 
@@ -607,7 +607,7 @@ fn sha256_where_it_was_chosen() {
     let id = {
         let store = Store::open(&path, Hash::Sha256).unwrap();
         let session = store.session(store.domain("d").unwrap());
-        session.chunk(b"abc").unwrap()
+        session.chunk(b"abc", None).unwrap()
     };
     assert_eq!(
         id.to_string(),

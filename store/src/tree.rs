@@ -53,6 +53,8 @@ struct Builder<'s, 'a> {
     session: &'a Session<'s>,
     level: u32,
     node: Node,
+    /// The old node that the next new one follows.
+    old: Option<Id>,
     first: Vec<u8>,
     count: u64,
     built: Vec<Built>,
@@ -67,6 +69,7 @@ impl<'s, 'a> Builder<'s, 'a> {
                 level,
                 items: Vec::new(),
             },
+            old: None,
             first: Vec::new(),
             count: 0,
             built: Vec::new(),
@@ -96,7 +99,7 @@ impl<'s, 'a> Builder<'s, 'a> {
         if self.node.items.is_empty() {
             return Ok(());
         }
-        let id = self.session.node(&self.node)?;
+        let id = self.session.node(&self.node, self.old)?;
         self.node.items.clear();
         self.built.push(Built {
             key: std::mem::take(&mut self.first),
@@ -215,7 +218,7 @@ impl Session<'_> {
     }
 
     fn empty(&self) -> Result<Top> {
-        let id = self.node(&Node::default())?;
+        let id = self.node(&Node::default(), None)?;
         Ok(Top { id, entries: 0 })
     }
 
@@ -265,8 +268,9 @@ impl Session<'_> {
             let mut cursor = Cursor::seek(self.store, self.domain, top, level, first)?;
             let mut builder = Builder::new(self, level);
             let mut replaced = Vec::new();
-            while let Some((key, node)) = cursor.next_node()? {
+            while let Some((key, (id, node))) = cursor.next_node()? {
                 replaced.push(key);
+                builder.old = Some(id);
                 for item in &node.items {
                     let at = key_of(level, item)?;
                     while let Some((key, change)) = changes.next_if(|(key, _)| **key < at) {
@@ -309,6 +313,9 @@ impl Session<'_> {
     }
 }
 
+/// A node and its name.
+type Named = (Id, Arc<Node>);
+
 /// Walks the nodes of one level from left to right.
 struct Cursor<'s> {
     store: &'s Store,
@@ -317,7 +324,7 @@ struct Cursor<'s> {
     /// The way down: nodes above the level, with the place of the next child of each.
     above: Vec<(Arc<Node>, usize)>,
     /// The top itself, where it is of this level.
-    top: Option<Arc<Node>>,
+    top: Option<Named>,
 }
 
 impl<'s> Cursor<'s> {
@@ -332,7 +339,7 @@ impl<'s> Cursor<'s> {
             top: None,
         };
         if node.level == level {
-            cursor.top = Some(node);
+            cursor.top = Some((top, node));
             return Ok(cursor);
         }
         loop {
@@ -372,14 +379,14 @@ impl<'s> Cursor<'s> {
         }
     }
 
-    /// The next node: its first key as the level above has it, and itself.
-    fn next_node(&mut self) -> Result<Option<(Vec<u8>, Arc<Node>)>> {
-        if let Some(node) = self.top.take() {
-            let key = match node.items.first() {
+    /// The next node: its first key as the level above has it, its name, and itself.
+    fn next_node(&mut self) -> Result<Option<(Vec<u8>, Named)>> {
+        if let Some(top) = self.top.take() {
+            let key = match top.1.items.first() {
                 Some(item) => key_of(self.level, item)?,
                 None => Vec::new(),
             };
-            return Ok(Some((key, node)));
+            return Ok(Some((key, top)));
         }
         let Some(child) = self.next_child()? else {
             return Ok(None);
@@ -389,7 +396,7 @@ impl<'s> Cursor<'s> {
         if node.level != self.level {
             return Err(damaged("a tree", "a node stands on the wrong level"));
         }
-        Ok(Some((child.key, node)))
+        Ok(Some((child.key, (id, node))))
     }
 
     /// The first key of the next node.
@@ -503,7 +510,7 @@ impl Store {
     ) -> Result<()> {
         let mut cursor = Cursor::seek(self, domain, top, 0, from)?;
         let mut before: Option<Vec<u8>> = None;
-        while let Some((_, node)) = cursor.next_node()? {
+        while let Some((_, (_, node))) = cursor.next_node()? {
             for item in &node.items {
                 let entry = Entry::read(item)?;
                 if before.as_ref().is_some_and(|before| *before >= entry.key) {

@@ -60,6 +60,8 @@ impl Store {
     /// A disk or catalog that cannot be read at all; what is damaged is a [`Problem`].
     pub fn verify<A: Answer>(&self, data: u8, mut told: impl FnMut(&Verified) -> A) -> Result<Verified> {
         let mut done = Verified::default();
+        // What is in memory may be damaged on the disk.
+        self.bases.clear();
         self.verify_packs(&mut done)?;
         let strangers = self.catalog.strangers()?;
         if strangers > 0 {
@@ -79,6 +81,22 @@ impl Store {
             done.of_objects += objects.len() as u64;
             for (object, id, place) in objects {
                 done.objects += 1;
+                if let Some(base) = place.base
+                    && let below = self.place(domain, object, base.id)?
+                    && below.is_none_or(|below| below.depth() >= base.depth)
+                    && self.place(domain, object, id)? == Some(place)
+                {
+                    bad.insert((domain, object, id));
+                    let problem = match below {
+                        None => "is missing",
+                        Some(_) => "does not stand lower",
+                    };
+                    done.wrong(
+                        format!("{object:?} {id} stands on {}, which {problem}", base.id),
+                        None,
+                    );
+                    continue;
+                }
                 // Which chunks a share is of, their names decide: another share next time is no use to whoever asks
                 // for the same again.
                 let chosen = u32::from(id.0[31]) * 100 < u32::from(data) * 256;

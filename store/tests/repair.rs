@@ -55,7 +55,11 @@ fn commit(store: &Store, name: &str, domain: &str, files: &BTreeMap<Vec<u8>, Vec
     let state = store.make_state(name, domain).unwrap();
     let session = store.session(state.domain);
     let version = state.head.map_or(0, |(_, n)| n) + 1;
+    let old = state
+        .head
+        .map(|(id, _)| store.commit(id).unwrap().commit.tree_id().unwrap());
     let changes = files.iter().map(|(path, bytes)| {
+        let before = old.and_then(|old| store.entry(state.domain, old, path).unwrap());
         let mut entry = Entry {
             key: path.clone(),
             kind: Kind::File as i32,
@@ -63,13 +67,13 @@ fn commit(store: &Store, name: &str, domain: &str, files: &BTreeMap<Vec<u8>, Vec
             ..Entry::default()
         };
         session
-            .content(bytes.as_slice(), bytes.len() as u64, None, "f")
+            .content(bytes.as_slice(), bytes.len() as u64, before.as_ref(), "f")
             .unwrap()
             .set(&mut entry);
         (path.clone(), Some(entry))
     });
     let changes: Vec<_> = changes.collect();
-    let top = session.tree(None, changes).unwrap();
+    let top = session.tree(old, changes).unwrap();
     let commit = Commit {
         tree: top.id.0.to_vec(),
         entries: top.entries,

@@ -15,7 +15,7 @@ use crate::{
     format::{Child, Commit, Entry, Kind, Node, Piece, Shown, key, place},
     id::Id,
     pack::{self, Class, HEADER, Header, Object, RECORD, Record},
-    salvage,
+    salvage::{self, Holds},
     store::Store,
 };
 
@@ -25,14 +25,18 @@ struct Spare {
     path: PathBuf,
     at: u32,
     record: Record,
+    base: Option<Id>,
 }
 
 /// What gives an object that its row does not lead to.
+#[derive(Clone)]
 enum Copy {
     /// The catalog itself.
     Row(Vec<u8>),
     /// The same content in another domain.
     Domain(u32, Place),
+    /// Its own record, whose base another copy gives.
+    Own(Place),
     /// Bytes that no row leads to.
     Spare(Spare),
 }
@@ -44,6 +48,10 @@ pub(super) struct Found<'s> {
     rows: Vec<(Object, Id, Place)>,
     /// Objects whose row leads to nothing, or to something else.
     bad: HashSet<(Object, Id)>,
+    /// Those of them of which nothing more is known than that they stand on such a one.
+    standing: HashMap<(Object, Id), Place>,
+    /// Objects of which another copy is being looked for: none gives itself.
+    sought: HashSet<(Object, Id)>,
     /// Where all that no row names stands; looked for when it is first needed.
     spares: Option<HashMap<(Object, Id), Spare>>,
     /// Objects that another copy gives.
@@ -68,6 +76,8 @@ impl<'s> Found<'s> {
             domain,
             rows,
             bad: HashSet::new(),
+            standing: HashMap::new(),
+            sought: HashSet::new(),
             spares: None,
             again: HashMap::new(),
             lost: HashSet::new(),
@@ -82,7 +92,14 @@ impl<'s> Found<'s> {
         for (object, id, place) in &self.rows {
             if let Err(error) = self.store.record(self.domain, *object, *id, *place) {
                 self.bad.insert((*object, *id));
-                packs.entry(place.pack).or_insert(error.to_string());
+                match place.base {
+                    Some(base) if self.store.base(self.domain, *object, base).is_err() => {
+                        self.standing.insert((*object, *id), *place);
+                    }
+                    _ => {
+                        packs.entry(place.pack).or_insert(error.to_string());
+                    }
+                }
             }
         }
         Ok(packs)
@@ -156,21 +173,48 @@ impl<'s> Found<'s> {
             return Ok(None);
         }
         match self.again.get(&(object, id)) {
-            Some(copy) => self.copied(object, id, copy),
+            Some(copy) => self.copied(object, id, copy.clone()),
             None => self.store.object(self.domain, object, id).map(Some),
         }
     }
 
-    fn copied(&self, object: Object, id: Id, copy: &Copy) -> Result<Option<Vec<u8>>> {
-        match copy {
-            Copy::Row(bytes) => Ok(Some(bytes.clone())),
-            Copy::Domain(domain, place) => Ok(self.store.record(*domain, object, id, *place).ok()),
-            Copy::Spare(Spare { path, at, record }) => {
-                let file = File::open(path).on("open", path)?;
-                let bytes = pack::read(&file, path, *at, record.stored)?;
-                Ok(pack::content(self.store.hash, record, bytes.get(RECORD..).unwrap_or_default()).ok())
-            }
+    fn copied(&mut self, object: Object, id: Id, copy: Copy) -> Result<Option<Vec<u8>>> {
+        let (path, at, record, base) = match copy {
+            Copy::Row(bytes) => return Ok(Some(bytes)),
+            Copy::Domain(domain, place) => return Ok(self.store.record(domain, object, id, place).ok()),
+            Copy::Own(place) => (
+                pack::path(&self.store.packs_dir(), place.pack),
+                place.at,
+                place.record(object, id),
+                place.base.map(|base| base.id),
+            ),
+            Copy::Spare(spare) => (spare.path, spare.at, spare.record, spare.base),
+        };
+        let under = match base {
+            None => None,
+            Some(base) => match self.sought_bytes(object, base)? {
+                None => return Ok(None),
+                under => under,
+            },
+        };
+        let file = File::open(&path).on("open", &path)?;
+        let bytes = pack::read(&file, &path, at, record.stored)?;
+        let bytes = bytes.get(RECORD..).unwrap_or_default();
+        Ok(pack::content(self.store.hash, &record, bytes, under.as_deref()).ok())
+    }
+
+    /// What a base holds. That it is nowhere matters to what stands on it alone.
+    fn sought_bytes(&mut self, object: Object, base: Id) -> Result<Option<Vec<u8>>> {
+        let what = (object, base);
+        if self.sought.contains(&what) {
+            return Ok(None);
         }
+        let known = self.lost.contains(&what);
+        let bytes = self.bytes(object, base)?;
+        if bytes.is_none() && !known {
+            self.lost.remove(&what);
+        }
+        Ok(bytes)
     }
 
     /// A commit's copy in the packs is made good from the catalog.
@@ -196,8 +240,19 @@ impl<'s> Found<'s> {
         if self.spares.is_none() {
             self.spares = Some(spares(self.store)?);
         }
-        let spare = self.spares.as_ref().and_then(|all| all.get(&(object, id)));
-        Ok(spare.cloned().map(Copy::Spare))
+        let what = (object, id);
+        let spare = self.spares.as_ref().and_then(|all| all.get(&what)).cloned();
+        let own = self.standing.get(&what).copied().map(Copy::Own);
+        self.sought.insert(what);
+        let mut found = None;
+        for copy in own.into_iter().chain(spare.map(Copy::Spare)) {
+            if self.copied(object, id, copy.clone())?.is_some() {
+                found = Some(copy);
+                break;
+            }
+        }
+        self.sought.remove(&what);
+        Ok(found)
     }
 
     /// What of a commit is lost.
@@ -362,7 +417,13 @@ fn spares(store: &Store) -> Result<HashMap<(Object, Id), Spare>> {
         };
         for class in classes {
             salvage::records(store.hash, *class, &bytes, HEADER, |record| {
-                let salvage::Found { at, record, .. } = record;
+                let salvage::Found {
+                    at, record, holds, ..
+                } = record;
+                let base = match holds {
+                    Holds::Content(_) => None,
+                    Holds::On(base) => Some(base),
+                };
                 let named = match &header {
                     Some(header) => store.catalog.place(header.domain, record.object, record.id)?,
                     None => None,
@@ -370,8 +431,17 @@ fn spares(store: &Store) -> Result<HashMap<(Object, Id), Spare>> {
                 let here = |place: Place| Some(place.pack) == header.map(|h| h.pack) && place.at == at;
                 let aside = path.extension().is_none_or(|extension| extension != "pack");
                 if aside || !named.is_some_and(here) {
-                    let path = path.clone();
-                    found.insert((record.object, record.id), Spare { path, at, record });
+                    let spare = Spare {
+                        path: path.clone(),
+                        at,
+                        record,
+                        base,
+                    };
+                    // The less it takes to read it, the better.
+                    let known = found.get(&(record.object, record.id));
+                    if known.is_none_or(|known: &Spare| known.record.depth >= record.depth) {
+                        found.insert((record.object, record.id), spare);
+                    }
                 }
                 Ok(())
             })?;

@@ -25,8 +25,7 @@ impl Plan<'_> {
             let session = store.session_alone(found.domain);
             for pack in self.packs.keys() {
                 for (object, id, place) in found.whole_in(*pack) {
-                    let bytes = store.record(found.domain, *object, *id, *place)?;
-                    session.put_again(*object, *id, &bytes)?;
+                    session.add(&store.as_written(found.domain, *object, *id, *place)?, true)?;
                 }
             }
             let again: Vec<_> = found.again().copied().collect();

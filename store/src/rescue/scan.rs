@@ -6,13 +6,13 @@ use std::{
 };
 
 use crate::{
-    catalog::{PackRow, Place, StoreRow},
+    catalog::{Catalog, PackRow, Place, StoreRow},
     error::{Context, Result, damaged},
     format::Commit,
     id::{Hash, Id},
-    pack::{HEADER, Header, Object, RECORD},
+    pack::{self, HEADER, Header, Object, RECORD},
     rescue::hash_of,
-    salvage,
+    salvage::{self, Holds},
     watermark::Watermark,
 };
 
@@ -25,11 +25,14 @@ pub(super) struct Candidate {
     pub trusted: bool,
 }
 
+/// A record that stands on another: its domain, object and place.
+type Standing = (u32, Object, Id, Place);
+
 /// What was found.
 pub(super) struct Scan {
     pub store: [u8; 16],
     pub hash: Hash,
-    pub places: Vec<(u32, Object, Id, Place)>,
+    pub places: HashMap<(u32, Object, Id), Place>,
     pub packs: Vec<(u32, PackRow)>,
     pub commits: HashMap<Id, Candidate>,
     /// Packs that no domain can be told of.
@@ -39,12 +42,13 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    /// Reads the packs, of those that are `named` only what lies behind that.
+    /// Reads the packs, of those that are `named` only what lies behind that; `catalog` says where the rest of those is.
     pub fn of(
         dir: &Path,
         row: Option<&StoreRow>,
         watermark: Option<Watermark>,
         named: &HashMap<u32, PackRow>,
+        catalog: Option<&Catalog>,
     ) -> Result<Scan> {
         let mut heads = Vec::new();
         let mut highest = named.keys().max().copied().unwrap_or(0);
@@ -69,44 +73,105 @@ impl Scan {
         let mut scan = Scan {
             store,
             hash,
-            places: Vec::new(),
+            places: HashMap::new(),
             packs: Vec::new(),
             commits: HashMap::new(),
             aside: Vec::new(),
             highest,
         };
+        let mut standing = Vec::new();
         for (number, path, header) in heads {
             let known = named.get(&number);
             match header.filter(|header| header.store == store) {
-                Some(header) => scan.pack(number, &path, &header, known)?,
+                Some(header) => scan.pack(number, &path, &header, known, &mut standing)?,
                 // A pack that is named is for a repair to look at.
                 None if known.is_none() => scan.aside.push(path),
                 None => {}
             }
         }
+        scan.stand(dir, catalog, standing)?;
         Ok(scan)
     }
 
-    fn pack(&mut self, number: u32, path: &Path, header: &Header, known: Option<&PackRow>) -> Result<()> {
+    /// Adds what stands on others, where those are there: the lowest first, as their bases are lower.
+    fn stand(&mut self, dir: &Path, catalog: Option<&Catalog>, mut standing: Vec<Standing>) -> Result<()> {
+        standing.sort_by_key(|(.., place)| place.depth());
+        for (domain, object, id, place) in standing {
+            // A copy that stands lower serves all that stand on it.
+            if !self.places.contains_key(&(domain, object, id))
+                && self.content(dir, catalog, domain, object, id, place)?.is_some()
+            {
+                self.places.insert((domain, object, id), place);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a record holds that may stand on others, if they are all whole.
+    fn content(
+        &self,
+        dir: &Path,
+        catalog: Option<&Catalog>,
+        domain: u32,
+        object: Object,
+        id: Id,
+        place: Place,
+    ) -> Result<Option<Vec<u8>>> {
+        let under = match place.base {
+            None => None,
+            Some(base) => {
+                let below = match (self.places.get(&(domain, object, base.id)), catalog) {
+                    (Some(below), _) => Some(*below),
+                    (None, Some(catalog)) => catalog.place(domain, object, base.id)?,
+                    (None, None) => None,
+                };
+                let Some(below) = below.filter(|below| below.depth() < base.depth) else {
+                    return Ok(None);
+                };
+                let under = self.content(dir, catalog, domain, object, base.id, below)?;
+                let Some(under) = under else {
+                    return Ok(None);
+                };
+                Some(under)
+            }
+        };
+        let Ok((file, _)) = pack::open(dir, place.pack) else {
+            return Ok(None);
+        };
+        let bytes = pack::read(&file, &pack::path(dir, place.pack), place.at, place.stored)?;
+        let record = place.record(object, id);
+        let bytes = bytes.get(RECORD..).unwrap_or_default();
+        Ok(pack::content(self.hash, &record, bytes, under.as_deref()).ok())
+    }
+
+    fn pack(
+        &mut self,
+        number: u32,
+        path: &Path,
+        header: &Header,
+        known: Option<&PackRow>,
+        standing: &mut Vec<Standing>,
+    ) -> Result<()> {
         let bytes = std::fs::read(path).on("read", path)?;
         let begin = known.map_or(HEADER, |row| row.length as usize);
         let (places, commits) = (&mut self.places, &mut self.commits);
         let mut seen = HashSet::new();
         let end = salvage::records(self.hash, header.class, &bytes, begin, |found| {
             let record = found.record;
-            let place = Place {
-                pack: number,
-                at: found.at,
-                stored: record.stored,
-                length: record.length,
-                encoding: record.encoding,
+            let content = match found.holds {
+                Holds::Content(content) => content,
+                Holds::On(base) => {
+                    let place = Place::of(&record, Some(base), number, found.at);
+                    standing.push((header.domain, record.object, record.id, place));
+                    return Ok(());
+                }
             };
             if record.object == Object::Commit
-                && let Ok(commit) = Commit::read(&found.content)
+                && let Ok(commit) = Commit::read(&content)
             {
                 let candidate = Candidate {
                     commit,
-                    bytes: found.content,
+                    bytes: content,
                     domain: header.domain,
                     trusted: found.trusted,
                 };
@@ -116,7 +181,8 @@ impl Scan {
                 }
             }
             if seen.insert((record.object, record.id)) {
-                places.push((header.domain, record.object, record.id, place));
+                let place = Place::of(&record, None, number, found.at);
+                places.insert((header.domain, record.object, record.id), place);
             }
             Ok(())
         })?;
@@ -142,8 +208,8 @@ fn guess(heads: &[(u32, PathBuf, Option<Header>)]) -> Result<Hash> {
         let bytes = std::fs::read(path).on("read", path)?;
         for hash in [Hash::Blake3, Hash::Sha256] {
             let mut fits = false;
-            salvage::records(hash, header.class, &bytes, HEADER, |_| {
-                fits = true;
+            salvage::records(hash, header.class, &bytes, HEADER, |found| {
+                fits |= matches!(found.holds, Holds::Content(_));
                 Ok(())
             })?;
             if fits {

@@ -1,0 +1,214 @@
+//! Objects that stand on others: what follows an older version of itself is written against that, its base, where this is
+//! clearly shorter. A base is of the same kind and domain, and stands lower.
+//!
+//! How deep an object stands is 16 for every far step down to one that has no base, and 1 for every near one. A new object
+//! stands one near step above what it follows; after [`NEAR`] of those it stands a far step above where they began, so
+//! that after 24 versions of 25 each is read in at most 8 steps, and only the 26th is written whole again. What a near step
+//! spans is one version, a far one five: to write every ninth whole would cost more wherever less than a tenth changes.
+
+use std::sync::Arc;
+
+use delta::{Encoding, LEVEL};
+use quick_cache::{Weighter, sync::Cache};
+
+use crate::{
+    catalog::Base,
+    error::{Error, Result, damaged},
+    id::Id,
+    pack::{LONGEST, Object, Record},
+    store::{Key, Session, Store},
+};
+
+/// The most near steps after one another.
+const NEAR: u8 = 4;
+/// The most far ones.
+const FAR: u8 = 4;
+/// What a far step counts.
+const STEP: u8 = 16;
+/// What is shorter is not worth another object's name.
+const SHORTEST: usize = 256;
+/// Bases that are kept in memory, in bytes.
+const KEPT: u64 = 8 << 20;
+
+/// What was read, or written last, that others may stand on.
+pub(crate) type Bases = Cache<Key, Arc<Vec<u8>>, Weight>;
+
+#[derive(Clone)]
+pub(crate) struct Weight;
+
+impl Weighter<Key, Arc<Vec<u8>>> for Weight {
+    fn weight(&self, _: &Key, bytes: &Arc<Vec<u8>>) -> u64 {
+        bytes.len() as u64 + 128
+    }
+}
+
+pub(crate) fn bases() -> Bases {
+    Cache::with_weighter(256, KEPT, Weight)
+}
+
+impl Store {
+    /// What a base holds.
+    ///
+    /// # Errors
+    /// One that is missing, damaged, or does not stand lower than what stands on it.
+    pub(crate) fn base(&self, domain: u32, object: Object, base: Base) -> Result<Arc<Vec<u8>>> {
+        let key = (domain, object, base.id);
+        if let Some(bytes) = self.bases.get(&key) {
+            return Ok(bytes);
+        }
+        let name = || format!("{object:?} {}", base.id);
+        let place = self
+            .place(domain, object, base.id)?
+            .ok_or_else(|| Error::Missing(name()))?;
+        // So a chain ends, whatever the catalog says.
+        if place.depth() >= base.depth {
+            return Err(damaged(name(), "it does not stand lower than what stands on it"));
+        }
+        let bytes = Arc::new(self.object(domain, object, base.id)?);
+        self.bases.insert(key, Arc::clone(&bytes));
+        Ok(bytes)
+    }
+}
+
+/// An error of a base, as one of what stands on it.
+pub(crate) fn stands_on(name: impl Fn() -> String, error: Error) -> Error {
+    match error {
+        Error::Damaged { what, problem } => damaged(name(), format!("it stands on {what}: {problem}")),
+        Error::Missing(what) => damaged(name(), format!("it stands on {what}, which is missing")),
+        other => other,
+    }
+}
+
+/// An object as it is written.
+pub(crate) struct Encoded {
+    /// The head of its record.
+    pub record: Record,
+    /// What it stands on.
+    pub base: Option<Id>,
+    /// The bytes of its record: the base's name, if it has one, and what is encoded.
+    pub bytes: Vec<u8>,
+}
+
+impl Encoded {
+    fn new(
+        object: Object,
+        id: Id,
+        length: usize,
+        encoding: Encoding,
+        base: Option<Base>,
+        bytes: Vec<u8>,
+    ) -> Result<Encoded> {
+        let long = |what: usize| {
+            u32::try_from(what)
+                .ok()
+                .filter(|n| *n <= LONGEST)
+                .ok_or_else(|| Error::Refused(format!("an object of {what} bytes is too long to be stored")))
+        };
+        let record = Record {
+            object,
+            encoding,
+            depth: base.map_or(0, |base| base.depth),
+            length: long(length)?,
+            stored: long(bytes.len())?,
+            id,
+        };
+        let base = base.map(|base| base.id);
+        Ok(Encoded { record, base, bytes })
+    }
+
+    /// Written by itself.
+    pub fn alone(object: Object, id: Id, bytes: &[u8]) -> Result<Encoded> {
+        let mut written = Vec::new();
+        let encoding = delta::encode(bytes, &mut written).map_err(unwritable)?;
+        Encoded::new(object, id, bytes.len(), encoding, None, written)
+    }
+}
+
+fn unwritable(error: delta::Error) -> Error {
+    damaged("an object to be stored", error)
+}
+
+impl Session<'_> {
+    /// How an object is written that may follow `old`.
+    pub(crate) fn encoded(&self, object: Object, id: Id, bytes: &[u8], old: Option<Id>) -> Result<Encoded> {
+        let based = match old {
+            Some(old) => self.on_base(object, id, bytes, old)?,
+            None => None,
+        };
+        let Some(based) = based else {
+            return Encoded::alone(object, id, bytes);
+        };
+        // What is so short need not be compared.
+        if based.bytes.len() < bytes.len() / 16 {
+            return Ok(based);
+        }
+        let alone = Encoded::alone(object, id, bytes)?;
+        // A quarter less, for what reading it costs.
+        let shorter = based.bytes.len() + based.bytes.len() / 3 < alone.bytes.len();
+        Ok(if shorter { based } else { alone })
+    }
+
+    /// Written against what it follows, or what that stands on.
+    fn on_base(&self, object: Object, id: Id, bytes: &[u8], old: Id) -> Result<Option<Encoded>> {
+        if bytes.len() < SHORTEST || old == id {
+            return Ok(None);
+        }
+        let Some(base) = self.above(object, old)? else {
+            return Ok(None);
+        };
+        let under = match self.store.base(self.domain, object, base) {
+            Ok(under) => under,
+            // That an old version is damaged is no reason to lose the new one.
+            Err(error @ (Error::Damaged { .. } | Error::Missing(_))) => {
+                tracing::warn!(%error, "what follows it is stored whole");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let mut written = base.id.0.to_vec();
+        delta::encode_as(Encoding::Prefix, LEVEL, bytes, Some(&under), &mut written).map_err(unwritable)?;
+        // Read back before anything relies on it: a tenth of what the writing costs.
+        let encoded = written.get(base.id.0.len()..).unwrap_or_default();
+        let read = delta::decode(Encoding::Prefix, encoded, Some(&under), bytes.len());
+        if !read.is_ok_and(|read| read == bytes) {
+            tracing::error!(%id, base = %base.id, "what was written against a base is not read back: it is stored whole");
+            return Ok(None);
+        }
+        self.store
+            .bases
+            .insert((self.domain, object, id), Arc::new(bytes.to_vec()));
+        let encoding = Encoding::Prefix;
+        Encoded::new(object, id, bytes.len(), encoding, Some(base), written).map(Some)
+    }
+
+    /// What an object stands on that follows `old`, and how deep it stands then; none where it is to be written whole.
+    fn above(&self, object: Object, old: Id) -> Result<Option<Base>> {
+        let Some(mut place) = self.store.place(self.domain, object, old)? else {
+            return Ok(None);
+        };
+        let (far, near) = (place.depth() / STEP, place.depth() % STEP);
+        if near < NEAR {
+            let depth = place.depth() + 1;
+            return Ok(Some(Base { id: old, depth }));
+        }
+        if far >= FAR {
+            return Ok(None);
+        }
+        // Down to where the near steps began.
+        let mut id = old;
+        while !place.depth().is_multiple_of(STEP)
+            && let Some(base) = place.base
+        {
+            id = base.id;
+            place = match self.store.place(self.domain, object, id)? {
+                Some(place) => place,
+                None => return Ok(None),
+            };
+        }
+        let depth = (place.depth() / STEP + 1) * STEP;
+        Ok(Some(Base { id, depth }))
+    }
+}
+
+#[cfg(test)]
+mod tests;

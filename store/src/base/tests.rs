@@ -1,0 +1,337 @@
+//! Objects that stand on others, through all that a store does.
+
+use std::{fs, path::Path};
+
+use proptest::prelude::*;
+
+use super::{FAR, NEAR, STEP};
+use crate::{
+    Id, Recorded, Result, Retention, Store, Thorough,
+    catalog::{Base, Place},
+    format::{Entry, key},
+    pack::Object,
+    tests::{commit, known, noise, put, read, store, write},
+};
+
+const STATE: &str = "ctr/default/web";
+
+fn entry_of(store: &Store, recorded: &Recorded, path: &str) -> Entry {
+    let domain = known(store, STATE).domain;
+    let tree = recorded.commit.tree_id().unwrap();
+    let found = store.entry(domain, tree, &key(b"rootfs", path.as_bytes()));
+    found.unwrap().unwrap()
+}
+
+/// Commits one file that follows its last version.
+fn version(store: &Store, path: &str, bytes: &[u8]) -> Recorded {
+    let before = store.state(STATE).unwrap().and_then(|state| state.head);
+    let before = before.and_then(|(id, _)| {
+        let tree = store.commit(id).unwrap().commit.tree_id().unwrap();
+        store
+            .entry(known(store, STATE).domain, tree, &key(b"rootfs", path.as_bytes()))
+            .unwrap()
+    });
+    commit(store, STATE, |s| {
+        vec![put(write(s, path, bytes, before.as_ref()))]
+    })
+}
+
+fn content(store: &Store, recorded: &Recorded, path: &str) -> Result<Vec<u8>> {
+    read(
+        store,
+        known(store, STATE).domain,
+        &entry_of(store, recorded, path),
+    )
+}
+
+/// The only chunk of a file, and where it is.
+fn chunk(store: &Store, recorded: &Recorded, path: &str) -> (Id, Place) {
+    let id = entry_of(store, recorded, path).content_id().unwrap();
+    let domain = known(store, STATE).domain;
+    (id, store.place(domain, Object::Chunk, id).unwrap().unwrap())
+}
+
+fn expire(store: &Store) {
+    let none = Retention { rules: Vec::new() };
+    store
+        .expire(&known(store, STATE), &none, i64::MAX, false)
+        .unwrap();
+}
+
+fn on_disk(dir: &Path, needle: &[u8]) -> bool {
+    let packs = fs::read_dir(dir.join("store/packs")).unwrap().flatten();
+    packs.into_iter().any(|file| {
+        let bytes = fs::read(file.path()).unwrap();
+        bytes.windows(needle.len()).any(|window| window == needle)
+    })
+}
+
+#[test]
+fn versions_stand_on_each_other_and_never_far() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = noise(15_000, 1);
+    let mut made = Vec::new();
+    {
+        let store = store(dir.path());
+        for n in 0..60 {
+            bytes[n * 200..n * 200 + 50].fill(n as u8);
+            made.push((version(&store, "file", &bytes), bytes.clone()));
+        }
+        let depths: Vec<u8> = made
+            .iter()
+            .map(|(recorded, _)| chunk(&store, recorded, "file").1.depth())
+            .collect();
+        let steps = |depth: &u8| depth / STEP + depth % STEP;
+        assert!(
+            depths.iter().all(|depth| steps(depth) <= NEAR + FAR),
+            "{depths:?}"
+        );
+        let whole = depths.iter().filter(|depth| **depth == 0).count();
+        assert_eq!(whole, 3, "{depths:?}");
+        let usage = store.usage().unwrap();
+        assert!(usage.stored < 3 * 15_000 + 57 * 1_500, "{usage:?}");
+    }
+    let store = store(dir.path());
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+    for (recorded, bytes) in made.iter().rev() {
+        assert!(content(&store, recorded, "file").unwrap() == *bytes);
+    }
+}
+
+#[test]
+fn nodes_stand_on_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let entry = |n: u64, version: u64| {
+        let mut entry = crate::tests::entry(&format!("dir/file{n}"), &noise(40, n));
+        entry.mtime = version.cast_signed();
+        put(entry)
+    };
+    commit(&store, STATE, |_| (0..3000).map(|n| entry(n, 0)).collect());
+    let mut long = noise(20_000_000, 2);
+    let first = version(&store, "long", &long);
+    long[10_000_000] ^= 1;
+    let before = entry_of(&store, &first, "long");
+    let second = commit(&store, STATE, |s| {
+        vec![entry(1500, 1), put(write(s, "long", &long, Some(&before)))]
+    });
+    // Three nodes of a tree and two lists, some five thousand bytes each by themselves.
+    assert!(second.commit.written < 3_000, "{}", second.commit.written);
+    assert!(content(&store, &second, "long").unwrap() == long);
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+}
+
+#[test]
+fn a_base_that_is_missing_or_damaged_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = noise(15_000, 1);
+    let (first, second) = {
+        let store = store(dir.path());
+        let first = version(&store, "file", &bytes);
+        bytes[7_000] ^= 1;
+        (first, version(&store, "file", &bytes))
+    };
+    let store = store(dir.path());
+    let domain = known(&store, STATE).domain;
+    let ((base, place), (id, above)) = (chunk(&store, &first, "file"), chunk(&store, &second, "file"));
+    assert_eq!(above.base, Some(Base { id: base, depth: 1 }));
+    let told = |what: &str| {
+        store.bases.clear();
+        let error = content(&store, &second, "file").unwrap_err().to_string();
+        assert!(
+            error.contains(&id.to_string()) && error.contains(&base.to_string()),
+            "{error}"
+        );
+        assert!(error.contains(what), "{error}");
+        let problems = store.verify(100, |_| {}).unwrap().problems;
+        assert!(
+            problems
+                .iter()
+                .any(|problem| problem.what.contains(&base.to_string())),
+            "{problems:?}"
+        );
+        assert!(
+            problems
+                .iter()
+                .any(|problem| problem.what.contains(&id.to_string()) && !problem.needed_by.is_empty()),
+            "{problems:?}"
+        );
+    };
+    let set = |place: Option<Place>| {
+        let mut batch = store.catalog.batch();
+        match place {
+            Some(place) => batch.place(domain, Object::Chunk, base, &place),
+            None => batch.forget_object(domain, Object::Chunk, base),
+        }
+        store.catalog.write(batch).unwrap();
+    };
+    set(None);
+    told("missing");
+    // One that stands on what stands on it: no circle is gone round.
+    set(Some(Place {
+        base: Some(Base { id, depth: 1 }),
+        encoding: delta::Encoding::Prefix,
+        ..place
+    }));
+    told("lower");
+    set(Some(place));
+    assert!(content(&store, &second, "file").unwrap() == bytes);
+    let pack = crate::pack::path(&dir.path().join("store/packs"), place.pack);
+    let mut damaged = fs::read(&pack).unwrap();
+    damaged[place.at as usize + 5_000] ^= 1;
+    fs::write(&pack, damaged).unwrap();
+    told("its content is that of");
+}
+
+#[test]
+fn what_a_needed_one_stands_on_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let mut bytes = noise(100_000, 1);
+    version(&store, "file", &bytes);
+    // Most of the first pack is not needed, so that it is replaced.
+    version(&store, "other", &noise(300_000, 2));
+    commit(&store, STATE, |_| vec![(key(b"rootfs", b"other"), None)]);
+    bytes[50_000..50_100].fill(7);
+    let last = version(&store, "file", &bytes);
+    expire(&store);
+    let done = store.gc(Thorough::Worthwhile, false, |_| {}).unwrap();
+    assert!(done.freed > 200_000, "{done:?}");
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+    assert!(content(&store, &last, "file").unwrap() == bytes);
+    assert!(store.usage().unwrap().stored < 110_000);
+}
+
+#[test]
+fn what_is_erased_is_no_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let mut bytes = noise(15_000, 1);
+    let secret = bytes[5_000..5_064].to_vec();
+    let mut made = vec![version(&store, "file", &bytes)];
+    let mut versions = vec![bytes.clone()];
+    for n in 0..12 {
+        bytes[5_000 + n * 10..5_100 + n * 10].fill(n as u8);
+        made.push(version(&store, "file", &bytes));
+        versions.push(bytes.clone());
+    }
+    assert!(on_disk(dir.path(), &secret));
+    expire(&store);
+    store.gc(Thorough::Worthwhile, false, |_| {}).unwrap();
+    assert!(on_disk(dir.path(), &secret), "the last one stands on it");
+    store.gc(Thorough::Erase, false, |_| {}).unwrap();
+    assert!(!on_disk(dir.path(), &secret));
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+    assert!(content(&store, &made[12], "file").unwrap() == versions[12]);
+    // All that is left is that one, and it goes on from there.
+    assert_eq!(store.usage().unwrap().chunks, 1);
+    bytes[100] ^= 1;
+    let next = version(&store, "file", &bytes);
+    assert!(next.commit.written < 2_000);
+    assert!(content(&store, &next, "file").unwrap() == bytes);
+}
+
+/// What nobody needs and stands on what goes is not found to be there when the same content comes again.
+#[test]
+fn what_lost_its_base_is_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let mut bytes = noise(15_000, 1);
+    version(&store, "file", &bytes);
+    // That pack is closed; what follows is in another, most of which is needed.
+    store.gc(Thorough::Erase, false, |_| {}).unwrap();
+    bytes[7_000] ^= 1;
+    let second = version(&store, "file", &bytes);
+    assert_eq!(chunk(&store, &second, "file").1.depth(), 1);
+    version(&store, "needed", &noise(200_000, 3));
+    commit(&store, STATE, |_| vec![(key(b"rootfs", b"file"), None)]);
+    expire(&store);
+    store.gc(Thorough::Worthwhile, false, |_| {}).unwrap();
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+    let again = version(&store, "file", &bytes);
+    assert!(content(&store, &again, "file").unwrap() == bytes);
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+}
+
+/// Something that happens to a store.
+#[derive(Debug, Clone)]
+enum Event {
+    Change {
+        file: u8,
+        at: u16,
+        length: u16,
+        with: u8,
+    },
+    Shrink {
+        file: u8,
+        to: u16,
+    },
+    Expire,
+    Collect(bool),
+    Reopen,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => (0u8..3, any::<u16>(), 0u16..600, any::<u8>())
+            .prop_map(|(file, at, length, with)| Event::Change { file, at, length, with }),
+        1 => (0u8..3, any::<u16>()).prop_map(|(file, to)| Event::Shrink { file, to }),
+        1 => Just(Event::Expire),
+        1 => any::<bool>().prop_map(Event::Collect),
+        1 => Just(Event::Reopen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    /// Files that grow, shrink and change, and all that can happen meanwhile.
+    #[test]
+    fn every_version_that_is_kept_can_be_read(events in proptest::collection::vec(event(), 1..40)) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store(dir.path());
+        let mut files = [noise(200_000, 1), noise(30_000, 2), noise(1_000, 3)];
+        let mut kept: Vec<(Recorded, String, Vec<u8>)> = Vec::new();
+        for event in events {
+            let changed = match event {
+                Event::Change { file, at, length, with } => {
+                    let bytes = &mut files[usize::from(file)];
+                    let (at, length) = (usize::from(at) * 3, usize::from(length));
+                    bytes.resize(bytes.len().max(at + length), with);
+                    bytes[at..at + length].fill(with);
+                    Some(file)
+                }
+                Event::Shrink { file, to } => {
+                    files[usize::from(file)].truncate(usize::from(to));
+                    Some(file)
+                }
+                Event::Expire => {
+                    if !kept.is_empty() {
+                        expire(&store);
+                        kept.drain(..kept.len() - 1);
+                    }
+                    None
+                }
+                Event::Collect(erase) => {
+                    let thorough = if erase { Thorough::Erase } else { Thorough::Worthwhile };
+                    store.gc(thorough, false, |_| {}).unwrap();
+                    None
+                }
+                Event::Reopen => {
+                    drop(store);
+                    store = crate::tests::store(dir.path());
+                    None
+                }
+            };
+            if let Some(file) = changed {
+                let name = format!("file{file}");
+                let bytes = &files[usize::from(file)];
+                let recorded = version(&store, &name, bytes);
+                kept.push((recorded, name, bytes.clone()));
+            }
+        }
+        prop_assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+        for (recorded, name, bytes) in &kept {
+            prop_assert!(content(&store, recorded, name).unwrap() == *bytes);
+        }
+    }
+}
