@@ -4,6 +4,10 @@
 //! before anybody is told that it is there. Nothing in it can lead out of it: names are made one by one below
 //! directories that this process has just made.
 
+mod reflink;
+#[cfg(test)]
+mod reflink_tests;
+
 use std::{
     collections::{HashMap, HashSet},
     ffi::OsStr,
@@ -36,6 +40,8 @@ use store::{
     format::{Entry, Kind, Shown, place},
 };
 
+pub use self::reflink::Present;
+use self::reflink::Reflinks;
 pub use crate::progress::Progress;
 use crate::{
     error::{Context, Error, Result},
@@ -64,6 +70,14 @@ impl Plan<'_> {
     /// # Errors
     /// Missing or damaged content, a full or failing disk, a stop: what was made is not to be used then.
     pub fn run(&self, store: &Store, progress: &Progress) -> Result<()> {
+        self.run_beside(None, store, progress)
+    }
+
+    /// The same beside a tree that is there, with which content is shared where the file system can.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn run_beside(&self, present: Option<&Present>, store: &Store, progress: &Progress) -> Result<()> {
         let entries = self.entries(store)?;
         progress.expect(
             entries.len() as u64,
@@ -79,10 +93,15 @@ impl Plan<'_> {
             .filter(|entry| entry.what() == Kind::Whiteout)
             .filter_map(|entry| parent(&entry.key))
             .collect();
-        let make = Make {
+        let reflinks = tops
+            .values()
+            .next()
+            .and_then(|top| Reflinks::new(store, self.domain, &entries, top, present));
+        let make = &Make {
             plan: self,
             store,
             tops: &tops,
+            reflinks: reflinks.as_ref(),
             progress,
             whole: self.below.is_none(),
         };
@@ -97,13 +116,18 @@ impl Plan<'_> {
             progress.go_on()?;
             make.directory(entry).on("make", &shown(entry))?;
         }
-        entries
-            .par_iter()
-            .filter(|entry| entry.what() != Kind::Directory && entry.link.is_empty())
-            .try_for_each(|entry| {
-                progress.go_on()?;
-                make.other(entry)
-            })?;
+        let others = |copies: bool| {
+            entries
+                .par_iter()
+                .filter(|entry| entry.what() != Kind::Directory && entry.link.is_empty())
+                .filter(move |entry| make.original(entry).is_some() == copies)
+                .try_for_each(|entry| {
+                    progress.go_on()?;
+                    make.other(entry)
+                })
+        };
+        others(false)?;
+        others(true)?;
         for entry in entries.iter().filter(|entry| !entry.link.is_empty()) {
             make.link(entry).on("link", &shown(entry))?;
         }
@@ -178,6 +202,7 @@ struct Make<'a> {
     plan: &'a Plan<'a>,
     store: &'a Store,
     tops: &'a HashMap<&'a [u8], OwnedFd>,
+    reflinks: Option<&'a Reflinks<'a>>,
     progress: &'a Progress,
     whole: bool,
 }
@@ -242,6 +267,39 @@ impl Make<'_> {
     fn file(&self, dir: &OwnedFd, name: &OsStr, entry: &Entry, place: &Path) -> Result<()> {
         let make = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = File::from(openat(dir, name, make, Mode::S_IRUSR | Mode::S_IWUSR).on("make", place)?);
+        if !self.shared(entry, &file, place)? {
+            self.write(entry, &file, place)?;
+        }
+        self.attributes(&file.into(), entry)
+            .on("set the attributes of", place)
+    }
+
+    /// The other file of this tree that an entry is a copy of.
+    fn original(&self, entry: &Entry) -> Option<&Entry> {
+        self.reflinks.and_then(|reflinks| reflinks.first(entry))
+    }
+
+    /// Fills a file with content that is on the disk already; says whether there is any.
+    fn shared(&self, entry: &Entry, file: &File, place: &Path) -> Result<bool> {
+        let Some(reflinks) = self.reflinks else {
+            return Ok(false);
+        };
+        if let Some(original) = reflinks.first(entry) {
+            let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            // This has just been written, byte for byte what is to be here. Where it cannot be shared, it is written again.
+            if let Ok(Some((dir, name))) = self.at(&original.key)
+                && let Ok(original) = openat(&dir, name, read, Mode::empty())
+                && reflink::clone(&original, file).is_ok()
+            {
+                self.progress.add(0, entry.size);
+                return Ok(true);
+            }
+        }
+        reflinks.fill(entry, file, place, self.progress)
+    }
+
+    /// Fills a file from the store.
+    fn write(&self, entry: &Entry, file: &File, place: &Path) -> Result<()> {
         let sparse = AtomicBool::new(false);
         let failed = Mutex::new(None);
         let read = self.store.read_parallel(self.plan.domain, entry, |at, stretch| {
@@ -270,8 +328,7 @@ impl Make<'_> {
         if sparse.into_inner() {
             file.set_len(entry.size).on("lengthen", place)?;
         }
-        self.attributes(&file.into(), entry)
-            .on("set the attributes of", place)
+        Ok(())
     }
 
     fn special(&self, dir: &OwnedFd, name: &OsStr, entry: &Entry) -> io::Result<()> {

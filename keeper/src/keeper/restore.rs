@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     owner,
     progress::Progress,
-    redshift::{self, Plan},
+    redshift::{self, Plan, Present},
 };
 
 /// How long an owner may take to start a container again before nobody waits for it: a kubelet that has seen it end often
@@ -290,7 +290,9 @@ impl Keeper {
             sync: true,
         };
         progress.begin("restoring");
-        if let Err(error) = plan.run(&self.store, progress).and_then(|()| progress.go_on()) {
+        let present = self.present(state, known)?;
+        let made = plan.run_beside(present.as_ref(), &self.store, progress);
+        if let Err(error) = made.and_then(|()| progress.go_on()) {
             // The next one begins anew; until then it would only take room.
             state.abandon_restore(&fresh)?;
             return Err(error);
@@ -305,6 +307,21 @@ impl Keeper {
         })?;
         state.finish_restore(&fresh)?;
         Ok(looks.len() as u64)
+    }
+
+    /// What lies there now: what head says, as far as anybody knows.
+    fn present(&self, state: &State, known: &Known) -> Result<Option<Present>> {
+        let Some((head, _)) = known.head else {
+            return Ok(None);
+        };
+        Ok(Some(Present {
+            domain: known.domain,
+            tree: self.store.commit(head)?.commit.tree_id()?,
+            tops: super::tops(state)?
+                .into_iter()
+                .map(|top| (top.name, top.path))
+                .collect(),
+        }))
     }
 
     /// A state restores from its own history, whose domain is its own.
