@@ -1,7 +1,7 @@
 //! Content that is on the disk already is shared with it, where the file system can.
 //!
-//! A clone is believed as little as anything else: each of its pieces is hashed as it is read back, and what is not what
-//! the version says is written over it from the store.
+//! What is shared is believed as little as anything else: each of its pieces is read and hashed, and of what is not what
+//! the version says, those blocks are written that differ from what the store has.
 
 use std::{
     collections::{HashMap, hash_map},
@@ -21,7 +21,7 @@ use nix::{
 };
 use rayon::prelude::*;
 use store::{
-    Id, Store,
+    Id, Look, Store,
     content::Pieces,
     format::{Entry, Kind, Piece, place},
 };
@@ -36,6 +36,8 @@ use crate::{
 const SMALLEST: u64 = 256 << 10;
 /// No chunk is longer.
 const LONGEST: u64 = 1 << 20;
+/// Of these a file system shares some and not others.
+const BLOCK: u64 = 4096;
 /// Pieces that are read back at a time.
 const SOME: usize = 512;
 
@@ -129,8 +131,10 @@ impl<'a> Reflinks<'a> {
             return Ok(false);
         };
         // Gone or something else by now is no reason to fail, and neither is a file system's limit.
-        let cloned = lying.open(like).and_then(|source| clone(&source, file));
-        if cloned.is_err() {
+        let Ok((source, looked)) = lying.open(like) else {
+            return Ok(false);
+        };
+        if clone(&source, file).is_err() {
             return Ok(false);
         }
         file.set_len(entry.size).on("shorten", place)?;
@@ -143,7 +147,7 @@ impl<'a> Reflinks<'a> {
             if let Some((at, piece)) = piece {
                 length = at + piece.length;
                 let same = like.as_mut().is_some_and(|like| like.has(at, &piece));
-                some.push((at, piece, same));
+                some.push(Wanted { at, piece, same });
             }
             if length > entry.size || ended && length != entry.size {
                 return Err(Error::Refused(format!(
@@ -152,50 +156,75 @@ impl<'a> Reflinks<'a> {
                 )));
             }
             if ended || some.len() >= SOME {
-                let put = |buffer: &mut Vec<u8>, (at, piece, same): &(u64, Piece, bool)| {
+                let put = |buffer: &mut Vec<u8>, wanted: &Wanted| {
                     progress.go_on()?;
-                    self.put(file, *at, piece, *same, buffer, place, progress)
+                    self.put(&source, file, wanted, buffer, place)?;
+                    match wanted.piece.chunk.is_empty() {
+                        true => progress.spare(wanted.piece.length),
+                        false => progress.add(0, wanted.piece.length),
+                    }
+                    Ok(())
                 };
                 some.par_iter().map_init(Vec::new, put).collect::<Result<()>>()?;
                 some.clear();
             }
             if ended {
-                return Ok(true);
+                break;
             }
         }
+        // Read was the source. Whoever wrote to it meanwhile has no right to, and what was shared is not what was read.
+        let still = fstat(&source).is_ok_and(|stat| tree::look(&stat) == looked);
+        if !still {
+            file.set_len(0).on("empty", place)?;
+        }
+        Ok(still)
     }
 
-    /// Makes one piece of a clone what it is to be; `same` where it should be that already.
-    #[allow(clippy::too_many_arguments)]
+    /// Makes one piece of a clone what it is to be.
     fn put(
         &self,
+        source: &File,
         file: &File,
-        at: u64,
-        piece: &Piece,
-        same: bool,
+        wanted: &Wanted,
         buffer: &mut Vec<u8>,
         place: &Path,
-        progress: &Progress,
     ) -> Result<()> {
+        let Wanted { at, piece, same } = wanted;
         if piece.chunk.is_empty() {
-            progress.spare(piece.length);
-            return punch(file, at, piece.length).on("make a hole in", place);
+            return punch(file, *at, piece.length).on("make a hole in", place);
         }
         let wrong = || Error::Refused(format!("a piece of {} is damaged", place.display()));
         let id = Id::from_slice(&piece.chunk).ok_or_else(wrong)?;
-        progress.add(0, piece.length);
-        if same && piece.length <= LONGEST {
-            buffer.resize(usize::try_from(piece.length).map_err(|_| wrong())?, 0);
-            // What the disk cannot read back is written anew.
-            if file.read_exact_at(buffer, at).is_ok() && self.store.hash().chunk(buffer) == id {
-                return Ok(());
-            }
+        if piece.length > LONGEST {
+            return Err(wrong());
+        }
+        buffer.resize(usize::try_from(piece.length).map_err(|_| wrong())?, 0);
+        // What the disk cannot read is written anew.
+        let read = source.read_exact_at(buffer, *at).is_ok();
+        if *same && read && self.store.hash().chunk(buffer) == id {
+            return Ok(());
         }
         let bytes = self.store.chunk(self.domain, id)?;
         if bytes.len() as u64 != piece.length {
             return Err(wrong());
         }
-        file.write_all_at(&bytes, at).on("write", place)
+        if !read {
+            return file.write_all_at(&bytes, *at).on("write", place);
+        }
+        let mut at = *at;
+        let (mut wanted, mut found) = (bytes.as_slice(), buffer.as_slice());
+        while !wanted.is_empty() {
+            // To the end of the block of the file: whoever writes to one has it all.
+            let length = usize::try_from(BLOCK - at % BLOCK).unwrap_or(1).min(wanted.len());
+            let (these, those);
+            (these, wanted) = wanted.split_at(length);
+            (those, found) = found.split_at_checked(length).unwrap_or_default();
+            if these != those {
+                file.write_all_at(these, at).on("write", place)?;
+            }
+            at += length as u64;
+        }
+        Ok(())
     }
 }
 
@@ -234,7 +263,7 @@ impl Lying {
         }))
     }
 
-    /// The file that has this content, under whatever name, or else at least half of it at the same places under the same.
+    /// The file that has this content, under whatever name, or else a good part of it at the same places under the same.
     fn like(&self, store: &Store, domain: u32, entry: &Entry) -> Option<&Entry> {
         let (id, height) = content(entry)?;
         let own = self.files.get(&entry.key);
@@ -256,18 +285,26 @@ impl Lying {
                 same += piece.length;
             }
         }
-        (same >= entry.size / 2).then_some(own)
+        (same >= entry.size / 4).then_some(own)
     }
 
-    fn open(&self, entry: &Entry) -> io::Result<File> {
+    fn open(&self, entry: &Entry) -> io::Result<(File, Look)> {
         let (root, path) = place(&entry.key);
         let top = self.tops.get(root).ok_or(io::ErrorKind::NotFound)?;
         let found = tree::find(top, &path)?;
-        if fstat(&found)?.st_mode & libc::S_IFMT != libc::S_IFREG {
+        let stat = fstat(&found)?;
+        if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        tree::reopen(&found)
+        Ok((tree::reopen(&found)?, tree::look(&stat)))
     }
+}
+
+/// A piece of a file, and whether the one that lies there should have it.
+struct Wanted {
+    at: u64,
+    piece: Piece,
+    same: bool,
 }
 
 /// The pieces of a content, beside which those of another are gone through.
