@@ -1,6 +1,8 @@
 //! What the keeper does with the states of a node: commits, restores, forks.
 
 mod restore;
+#[cfg(test)]
+mod restore_kills;
 mod version;
 
 use std::{
@@ -253,6 +255,7 @@ impl Keeper {
         let shim = holder.as_ref().map(Shim::new);
         let freezer = shim.as_ref().map(|shim| shim as &dyn Freezer);
         let undisturbed = || state.in_use_by().is_none();
+        self.catch_up(&state, name, freezer, progress)?;
         let live = self.live(&state, name, freezer, &undisturbed)?;
         live.record(reason, message, progress)
     }

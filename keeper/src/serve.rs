@@ -38,6 +38,8 @@ pub enum Level {
 pub fn serve(config: &Config, levels: &dyn Fn(Level)) -> Result<()> {
     // The store's lock says that no other keeper is there, before that one's socket is touched.
     let keeper = Arc::new(open(config)?);
+    // Before anybody can ask: a restore that was put in place is not undone before it is recorded.
+    keeper.catch_up_all()?;
     let watch = Arc::new(Watch::new(keeper.clone())?);
     let listener = listen(&config.keeper)?;
     let looking = {

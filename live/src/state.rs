@@ -22,6 +22,9 @@ use crate::{
 /// The version of the records in a state's directory.
 pub const FORMAT: u32 = 1;
 
+/// Beside the roots, and no name of one: what a live tree is that was put in place.
+const NOTE: &str = "note";
+
 /// When a state is forgotten, as recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -260,22 +263,25 @@ impl State {
         locked.then(|| read_json(&self.dir.join("holder.json")).unwrap_or_default())
     }
 
-    /// Where a live tree is made that is to take this one's place; its `roots` hold what [`State::root`] says.
+    /// Where a live tree is made that is to take this one's place; its `roots` hold what [`State::root`] says. With the
+    /// tree comes a note of what it is, for whoever is to record it.
     ///
     /// # Errors
     /// A full or read-only disk.
-    pub fn begin_restore(&self) -> Result<PathBuf> {
+    pub fn begin_restore(&self, note: &[u8]) -> Result<PathBuf> {
         let fresh = self.dir.join("restoring");
         if fresh.exists() {
             Trash::take(&self.node, &fresh)?.delete()?;
         }
         make(&fresh.join("roots"))?;
+        let path = fresh.join("roots").join(NOTE);
+        std::fs::write(&path, note).on("write", &path)?;
         Ok(fresh)
     }
 
     /// Puts what was made in [`State::begin_restore`]'s directory in the place of the live tree, in one step: whatever
     /// happens, it is the old one or the new one. The caller has the lease, nothing is mounted, and the new tree is on
-    /// the disk. The old one is deleted.
+    /// the disk. The old one is where the new one was, until [`State::clear_restore`].
     ///
     /// # Errors
     /// A disk that cannot be written.
@@ -288,15 +294,32 @@ impl State {
         }
         File::open(&self.dir)
             .and_then(|d| d.sync_all())
-            .on("sync", &self.dir)?;
-        Trash::take(&self.node, fresh)?.delete()
+            .on("sync", &self.dir)
     }
 
-    /// Gives up what was being made in [`State::begin_restore`]'s directory.
+    /// The note of a live tree that was put in place and that nobody has recorded yet.
+    #[must_use]
+    pub fn unrecorded(&self) -> Option<Vec<u8>> {
+        std::fs::read(self.dir.join("roots").join(NOTE)).ok()
+    }
+
+    /// Says that the live tree that was put in place is recorded.
     ///
     /// # Errors
     /// A disk that cannot be written.
-    pub fn abandon_restore(&self, fresh: &Path) -> Result<()> {
+    pub fn recorded(&self) -> Result<()> {
+        let note = self.dir.join("roots").join(NOTE);
+        match std::fs::remove_file(&note) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).on("remove", &note),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes what is in [`State::begin_restore`]'s directory: what was given up, or the live tree before.
+    ///
+    /// # Errors
+    /// A disk that cannot be written.
+    pub fn clear_restore(&self, fresh: &Path) -> Result<()> {
         Trash::take(&self.node, fresh)?.delete()
     }
 

@@ -32,6 +32,17 @@ pub const POINTS: [&str; 6] = [
 /// And those of a migration.
 pub const MIGRATION: [&str; 3] = ["migrate-flushed", "migrate-counted", "migrate-renamed"];
 
+/// And those of the keeper's bringing a state back to a version.
+pub const RESTORE: [&str; 7] = [
+    "restore-begun",
+    "restore-noted",
+    "restore-made",
+    "restore-forgotten",
+    "restore-switched",
+    "restore-recorded",
+    "restore-told",
+];
+
 /// And those of a repair.
 pub const REPAIR: [&str; 4] = [
     "repair-copied",

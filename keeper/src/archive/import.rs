@@ -347,16 +347,11 @@ impl Keeper {
         let count = entries.len() as u64;
         let changes = entries.into_iter().map(|entry| (entry.key.clone(), Some(entry)));
         let top = session.tree(None, changes)?;
-        let (node, boot) = self.place();
         let commit = Commit {
             tree: top.id.0.to_vec(),
             entries: top.entries,
             changed: count,
             read: bytes,
-            time: crate::keeper::now(),
-            monotonic: crate::blueshift::monotonic(),
-            node: node.to_owned(),
-            boot: boot.to_owned(),
             consistency: Consistency::Quiet as i32,
             reason: Reason::Import as i32,
             message: from
@@ -366,11 +361,8 @@ impl Keeper {
                 .into_owned(),
             ..Commit::default()
         };
-        let made = session.commit(&known, commit, |_| {})?;
-        drop(session);
-        // Until it is in place the live tree is another than head's: all of it is looked at, whatever happens here.
-        self.store().forget_looks(&known)?;
-        self.put_in_place(state, &known, known.domain, top.id, progress)?;
+        session.flush()?;
+        let made = self.put_in_place(state, &known, known.domain, Some(session), commit, progress)?;
         self.store()
             .change_state(&known.name, |known| known.wanted = None)?;
         state.set_restore_wanted(false)?;

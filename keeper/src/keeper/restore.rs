@@ -8,15 +8,18 @@ use std::{
 };
 
 use live::{Attempt, Holder, Lease, State};
+use prost::Message;
 use runtime_spec::name::StateName;
 use store::{
-    Id, Known, Recorded,
+    Id, Known, Recorded, Session, fault,
     format::{Commit, Entry, Reason},
 };
 
 use super::{Keeper, version::now};
 use crate::{
+    blueshift::Freezer,
     error::{Error, Result},
+    freezer::Shim,
     owner,
     progress::Progress,
     redshift::{self, Plan, Present},
@@ -210,30 +213,25 @@ impl Keeper {
         if let Some(lease) = lease {
             state.evict(lease, std::time::Duration::from_secs(10))?;
         }
+        fault::point("restore-begun");
         if state.exists() {
             self.record_before(state, name, progress)?;
         }
         let known = self.store.make_state(&name.to_string(), &self.domain(name))?;
         let before = self.store.commit(known.newest()?)?;
         let domain = self.source_domain(target)?;
-        let tree = match how.path {
-            None => target.commit.tree_id()?,
-            Some(path) => self.tree_with(&known, &before, domain, target, path)?,
+        let (tree, image, session) = match how.path {
+            None => (target.commit.tree_id()?, &target.commit.image, None),
+            Some(path) => {
+                let session = self.store.session(domain);
+                let tree = self.tree_with(&session, &known, &before, target, path)?;
+                (tree, &before.commit.image, Some(session))
+            }
         };
-        let entries = self.put_in_place(state, &known, domain, tree, progress)?;
-        if how.path.is_none() && !target.commit.image.is_empty() {
-            state.stands_on(&target.commit.image)?;
-        }
-        let session = self.store.session(known.domain);
         let commit = Commit {
             tree: tree.0.to_vec(),
             origin: target.id.0.to_vec(),
-            entries,
-            time: now(),
-            monotonic: crate::blueshift::monotonic(),
-            node: self.node_name.clone(),
-            boot: self.boot.clone(),
-            image: target.commit.image.clone(),
+            image: image.clone(),
             consistency: target.commit.consistency,
             reason: Reason::Restore as i32,
             message: match how.path {
@@ -242,8 +240,7 @@ impl Keeper {
             },
             ..Commit::default()
         };
-        let after = session.commit(&known, commit, |_| {})?;
-        drop(session);
+        let after = self.put_in_place(state, &known, domain, session, commit, progress)?;
         self.store.change_state(&known.name, |known| {
             known.wanted = None;
             if let Some(asked) = how.asked {
@@ -251,6 +248,7 @@ impl Keeper {
             }
         })?;
         state.set_restore_wanted(false)?;
+        fault::point("restore-told");
         Ok(Restored {
             before,
             after: Some(after),
@@ -260,32 +258,40 @@ impl Keeper {
 
     /// Records what is there before it is replaced. The caller has the lease.
     pub(crate) fn record_before(&self, state: &State, name: &StateName, progress: &Progress) -> Result<()> {
+        self.catch_up(state, name, None, progress)?;
         // The lease is held.
         let before = self.live(state, name, None, &|| true)?;
         before.record(Reason::BeforeRestore, None, progress)?;
         Ok(())
     }
 
-    /// Makes a tree the live tree of a state. The caller has the lease: nobody writes. Answers with how many entries there
-    /// are.
+    /// Makes a commit's tree the live tree of a state, and then the commit. The caller has the lease: nobody writes. Where
+    /// only this session knows what the tree is of, it is held until then.
     pub(crate) fn put_in_place(
         &self,
         state: &State,
         known: &Known,
         domain: u32,
-        tree: Id,
+        session: Option<Session<'_>>,
+        commit: Commit,
         progress: &Progress,
-    ) -> Result<u64> {
-        let fresh = state.begin_restore()?;
-        let tops = self.places(domain, tree, &fresh)?;
+    ) -> Result<Recorded> {
+        let mut commit = Commit {
+            previous: known.head.map(|(id, _)| id.0.to_vec()).unwrap_or_default(),
+            time: now(),
+            monotonic: crate::blueshift::monotonic(),
+            node: self.node_name.clone(),
+            boot: self.boot.clone(),
+            ..commit
+        };
+        let tree = commit.tree_id()?;
+        let fresh = state.begin_restore(&commit.encode_to_vec())?;
+        fault::point("restore-noted");
         let plan = Plan {
             domain,
             tree,
             below: None,
-            tops: tops
-                .iter()
-                .map(|(name, at)| (name.clone(), at.made.clone()))
-                .collect(),
+            tops: self.places(domain, tree, &fresh)?,
             overlay: true,
             sync: true,
         };
@@ -294,19 +300,90 @@ impl Keeper {
         let made = plan.run_beside(present.as_ref(), &self.store, progress);
         if let Err(error) = made.and_then(|()| progress.go_on()) {
             // The next one begins anew; until then it would only take room.
-            state.abandon_restore(&fresh)?;
+            state.clear_restore(&fresh)?;
             return Err(error);
         }
+        fault::point("restore-made");
         let looks = redshift::looks(&plan.tops)?;
-        // The looks first: should this end here, they differ from the old tree, and all of it is looked at again.
+        // They are of the old tree, and head says what is in that: from here on all of it is looked at again, whatever
+        // happens, until the commit brings the looks of the new one with it.
         self.store.forget_looks(known)?;
-        self.store.record_looks(|batch| {
+        fault::point("restore-forgotten");
+        state.finish_restore(&fresh)?;
+        fault::point("restore-switched");
+        commit.entries = looks.len() as u64;
+        if !commit.image.is_empty() {
+            state.stands_on(&commit.image)?;
+        }
+        let session = session.unwrap_or_else(|| self.store.session(known.domain));
+        let made = session.commit(known, commit, |batch| {
             looks
                 .iter()
-                .for_each(|(key, look)| batch.look(known.number, key, look))
+                .for_each(|(key, look)| batch.look(known.number, key, look));
         })?;
-        state.finish_restore(&fresh)?;
-        Ok(looks.len() as u64)
+        drop(session);
+        fault::point("restore-recorded");
+        state.recorded()?;
+        state.clear_restore(&fresh)?;
+        Ok(made)
+    }
+
+    /// Records what was put in place and not recorded: whoever did it was killed in between. `freezer` is of the container
+    /// that has taken it since.
+    pub(crate) fn catch_up(
+        &self,
+        state: &State,
+        name: &StateName,
+        freezer: Option<&dyn Freezer>,
+        progress: &Progress,
+    ) -> Result<()> {
+        let Some(note) = state.unrecorded() else {
+            return Ok(());
+        };
+        let known = self.store.make_state(&name.to_string(), &self.domain(name))?;
+        let head = known.head.map(|(id, _)| id.0.to_vec()).unwrap_or_default();
+        let note = Commit::decode(note.as_slice())
+            .ok()
+            .filter(|note| note.previous == head);
+        // Else it is in the history already, or came here with a tree of another state.
+        if let Some(note) = note {
+            if !note.image.is_empty() && freezer.is_none() {
+                state.stands_on(&note.image)?;
+            }
+            let origin = Id::from_slice(&note.origin).and_then(|origin| self.store.whole(origin).ok());
+            if origin.is_some_and(|origin| origin.commit.tree == note.tree) {
+                self.store.session(known.domain).commit(&known, note, |_| {})?;
+            } else {
+                // What only that session knew may be gone from the store; the live tree has it.
+                let undisturbed = || state.in_use_by().is_none();
+                let live = self.live(state, name, freezer, &undisturbed)?;
+                live.record(note.reason(), Some(&note.message), progress)?;
+            }
+            tracing::info!(state = %name, "a live tree that was put in place before this keeper began is recorded");
+        }
+        Ok(state.recorded()?)
+    }
+
+    /// Records, when a keeper begins, what another one had put in place and not recorded.
+    ///
+    /// # Errors
+    /// Live trees that cannot be listed; what keeps a single one from being recorded is logged.
+    pub fn catch_up_all(&self) -> Result<()> {
+        for info in self.node.states()? {
+            let state = self.node.state(&info.name);
+            if state.unrecorded().is_none() {
+                continue;
+            }
+            let turn = self.turn(&info.name.to_string());
+            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let holder = state.in_use_by();
+            let shim = holder.as_ref().map(Shim::new);
+            let freezer = shim.as_ref().map(|shim| shim as &dyn Freezer);
+            if let Err(error) = self.catch_up(&state, &info.name, freezer, &Progress::default()) {
+                tracing::error!(state = %info.name, %error, "what was restored is not recorded yet");
+            }
+        }
+        Ok(())
     }
 
     /// What lies there now: what head says, as far as anybody knows.
@@ -335,12 +412,13 @@ impl Keeper {
     /// Head's tree with one path as another version has it.
     fn tree_with(
         &self,
+        session: &Session<'_>,
         known: &Known,
         head: &Recorded,
-        domain: u32,
         target: &Recorded,
         path: &[u8],
     ) -> Result<Id> {
+        let domain = self.source_domain(target)?;
         if domain != known.domain {
             return Err(Error::Refused(
                 "a path is restored from the state's own history only".into(),
@@ -386,13 +464,12 @@ impl Keeper {
                 changes.push((above.to_vec(), Some(entry)));
             }
         }
-        let session = self.store.session(domain);
         let top = session.tree(Some(head.commit.tree_id()?), changes)?;
         session.flush()?;
         Ok(top.id)
     }
 
-    fn places(&self, domain: u32, tree: Id, fresh: &Path) -> Result<HashMap<Vec<u8>, Place>> {
+    fn places(&self, domain: u32, tree: Id, fresh: &Path) -> Result<HashMap<Vec<u8>, PathBuf>> {
         use std::os::unix::ffi::OsStrExt;
         let roots = self.roots(domain, tree)?.into_iter().map(|(name, root)| {
             let kind = if matches!(root, live::Root::Volume(_)) {
@@ -401,7 +478,7 @@ impl Keeper {
                 "upper"
             };
             let dir = fresh.join("roots").join(std::ffi::OsStr::from_bytes(&name));
-            (name, Place { made: dir.join(kind) })
+            (name, dir.join(kind))
         });
         Ok(roots.collect())
     }
@@ -426,8 +503,4 @@ impl Keeper {
             .change_state(&known.name, |known| known.wanted = None)?;
         Ok(self.node.state(&name).set_restore_wanted(false)?)
     }
-}
-
-struct Place {
-    made: PathBuf,
 }
