@@ -60,7 +60,7 @@ enum Command {
         #[arg(long)]
         erase: bool,
     },
-    /// Forget the states that have expired, and what crashes left behind
+    /// Forget the live trees and histories that have expired, and what crashes left behind
     Prune {
         /// Only say what would go
         #[arg(long)]

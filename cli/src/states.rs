@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use keeper::Reclaimed;
 use live::{Node, StateInfo};
 use runtime_spec::{
     config::Config,
@@ -200,31 +201,52 @@ pub fn remove(config: &Config, tail: &str, yes: bool, history: Option<bool>) -> 
 /// Forgets what has expired.
 pub fn prune(config: &Config, dry_run: bool, as_json: bool) -> Result<ExitCode> {
     let node = open(config)?;
-    let due = node.due(SystemTime::now())?;
-    let mut objects = Vec::new();
-    let mut failed = false;
-    for info in &due {
+    let mut due = Vec::new();
+    for info in node.due(SystemTime::now())? {
         let size = info.size()?;
         let outcome = if dry_run {
             Ok(())
         } else {
             node.remove(&info.name).map(drop)
         };
-        // One state that a container has just taken must not keep the others.
-        let problem = outcome.err().map(|e| e.to_string());
-        failed |= problem.is_some();
+        due.push(Reclaimed {
+            name: info.name.to_string(),
+            tree: Some(size.allocated),
+            // One state that a container has just taken must not keep the others.
+            problem: outcome.err().map(|e| e.to_string()),
+            commits: None,
+        });
+    }
+    // The live trees are gone by now, or were named; histories go after them.
+    let histories = history::reclaim(config, dry_run);
+    let mut failed = histories.is_err();
+    match histories {
+        Ok(histories) => due.extend(histories.into_iter().filter(|one| one.commits.is_some())),
+        Err(error) => eprintln!("what has expired of histories cannot be told: {error:#}"),
+    }
+    failed |= due.iter().any(|one| one.problem.is_some());
+    let mut objects = Vec::new();
+    for Reclaimed {
+        name,
+        tree,
+        commits,
+        problem,
+    } in &due
+    {
         if as_json {
-            objects.push(json!({"name": info.name.to_string(), "bytes": size.allocated, "removed": !dry_run && problem.is_none(), "problem": problem}));
-        } else {
-            match problem {
-                Some(problem) => eprintln!("{}: {problem}", info.name),
-                None => println!(
-                    "{} {} ({})",
-                    if dry_run { "would remove" } else { "removed" },
-                    info.name,
-                    table::bytes(size.allocated)
-                ),
-            }
+            objects.push(json!({
+                "name": name, "bytes": tree.unwrap_or(0), "commits": commits,
+                "removed": !dry_run && problem.is_none(), "problem": problem,
+            }));
+            continue;
+        }
+        let what = match commits {
+            Some(commits) => format!("the history of {name} ({commits} commits)"),
+            None => format!("{name} ({})", table::bytes(tree.unwrap_or(0))),
+        };
+        match problem {
+            Some(problem) => eprintln!("{name}: {problem}"),
+            None => println!("{} {what}", if dry_run { "would remove" } else { "removed" }),
         }
     }
     let leftovers = if dry_run {

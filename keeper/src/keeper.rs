@@ -269,9 +269,10 @@ impl Keeper {
         undisturbed: &'a (dyn Fn() -> bool + Sync),
     ) -> Result<Live<'a>> {
         let record = state.record();
+        let known = self.store.make_state(&name.to_string(), &self.domain(name))?;
         Ok(Live {
             keeper: self,
-            known: self.store.make_state(&name.to_string(), &self.domain(name))?,
+            known: self.note_reclaim(known, record.as_ref())?,
             tops: tops(state)?,
             image: record
                 .as_ref()

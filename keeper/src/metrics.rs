@@ -62,6 +62,8 @@ struct Inner {
     commits: u64,
     failures: u64,
     restore_failures: u64,
+    reclaimed_trees: u64,
+    reclaimed_histories: u64,
     /// By state: when it was last recorded, nanoseconds since 1970.
     last: BTreeMap<String, i64>,
 }
@@ -89,6 +91,12 @@ impl Counts {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         inner.restores.add(took);
         inner.restore_failures += u64::from(!well);
+    }
+
+    pub(crate) fn reclaimed(&self, trees: u64, histories: u64) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.reclaimed_trees += trees;
+        inner.reclaimed_histories += histories;
     }
 }
 
@@ -142,6 +150,18 @@ impl Keeper {
             "counter",
             "Restores that failed.",
             number(inner.restore_failures),
+        );
+        one(
+            "diffkeeper_reclaimed_trees_total",
+            "counter",
+            "Live trees that had expired and were removed.",
+            number(inner.reclaimed_trees),
+        );
+        one(
+            "diffkeeper_reclaimed_histories_total",
+            "counter",
+            "Histories that had expired and were forgotten.",
+            number(inner.reclaimed_histories),
         );
         one(
             "diffkeeper_store_size_bytes",

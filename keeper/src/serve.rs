@@ -12,6 +12,7 @@ use tokio::{
 use crate::{
     error::{Context, Result},
     keeper::Keeper,
+    reclaim::Schedule,
     service::{Service, listen},
     watch::Watch,
 };
@@ -41,7 +42,15 @@ pub fn serve(config: &Config, levels: &dyn Fn(Level)) -> Result<()> {
     // Before anybody can ask: a restore that was put in place is not undone before it is recorded.
     keeper.catch_up_all()?;
     let watch = Arc::new(Watch::new(keeper.clone())?);
+    let reclaim = Arc::new(Schedule::default());
     let listener = listen(&config.keeper)?;
+    {
+        let (reclaim, keeper) = (reclaim.clone(), keeper.clone());
+        std::thread::Builder::new()
+            .name("reclaim".into())
+            .spawn(move || reclaim.run(&keeper))
+            .on("start a thread for", Path::new("what has expired"))?;
+    }
     let looking = {
         let watch = watch.clone();
         std::thread::Builder::new()
@@ -56,7 +65,9 @@ pub fn serve(config: &Config, levels: &dyn Fn(Level)) -> Result<()> {
         .build()
         .on("start", Path::new("the event loop"))?;
     let served = runtime.block_on(async {
-        let mut server = Service::new(keeper.clone(), Some(watch.clone())).serve(listener).await?;
+        let mut server = Service::new(keeper.clone(), Some(watch.clone()))
+            .reclaiming(reclaim.clone())
+            .serve(listener).await?;
         if let Some(address) = config.history.metrics {
             match TcpListener::bind(address).await {
                 Ok(listener) => drop(tokio::spawn(metrics(listener, keeper.clone()))),
@@ -82,6 +93,7 @@ pub fn serve(config: &Config, levels: &dyn Fn(Level)) -> Result<()> {
         Ok(())
     });
     watch.stop();
+    reclaim.stop();
     let since = std::time::Instant::now();
     while !looking.is_finished() && since.elapsed() < LAST_COMMIT {
         std::thread::sleep(Duration::from_millis(10));

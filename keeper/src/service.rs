@@ -28,6 +28,7 @@ use crate::{
     error::{Context, Error, Result},
     keeper::{Keeper, Restore, words},
     progress::Progress,
+    reclaim::Schedule,
     watch::Watch,
 };
 
@@ -41,6 +42,7 @@ const BYTES: u32 = 1 << 20;
 pub struct Service {
     keeper: Arc<Keeper>,
     watch: Option<Arc<Watch>>,
+    reclaim: Option<Arc<Schedule>>,
     tasks: Arc<Tasks>,
 }
 
@@ -107,7 +109,17 @@ impl Service {
         Service {
             keeper,
             watch,
+            reclaim: None,
             tasks: Arc::default(),
+        }
+    }
+
+    /// Tells this schedule when a container comes or goes.
+    #[must_use]
+    pub fn reclaiming(self, schedule: Arc<Schedule>) -> Service {
+        Service {
+            reclaim: Some(schedule),
+            ..self
         }
     }
 
@@ -453,6 +465,9 @@ impl Api for Service {
     async fn note(&self, _: &TtrpcContext, request: api::NoteRequest) -> ttrpc::Result<api::NoteResponse> {
         let name = request.state.parse::<StateName>();
         let name = name.map_err(|e| Error::Refused(e.to_string()))?;
+        if let Some(reclaim) = &self.reclaim {
+            reclaim.wake();
+        }
         if let Some(watch) = self.watch.clone() {
             let what = request.what.enum_value_or(What::STARTED);
             // Noting reads a record from the disk.
@@ -701,6 +716,34 @@ impl Api for Service {
             Ok(api::ForgetResponse {
                 freed: keeper.forget(&request.state, request.erase, progress)?,
                 ..api::ForgetResponse::default()
+            })
+        })
+        .await
+    }
+
+    async fn reclaim(
+        &self,
+        context: &TtrpcContext,
+        request: api::ReclaimRequest,
+    ) -> ttrpc::Result<api::ReclaimResponse> {
+        self.run_long(context, move |keeper, progress| {
+            let done = keeper.reclaim(
+                std::time::SystemTime::now(),
+                Duration::ZERO,
+                request.dry_run,
+                progress,
+            )?;
+            let told = |done: crate::Reclaimed| api::Reclaimed {
+                state: done.name,
+                tree: done.tree.is_some(),
+                bytes: done.tree.unwrap_or(0),
+                commits: done.commits.unwrap_or(0),
+                problem: done.problem.unwrap_or_default(),
+                ..api::Reclaimed::default()
+            };
+            Ok(api::ReclaimResponse {
+                states: done.into_iter().map(told).collect(),
+                ..api::ReclaimResponse::default()
             })
         })
         .await

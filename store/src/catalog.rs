@@ -217,6 +217,12 @@ pub struct StateRow {
     /// The last value of the annotation that asked for a restore: it is done once for each.
     #[prost(string, tag = "6")]
     pub asked: String,
+    /// One more than the seconds for which its history stays without a live tree; 0 for ever.
+    #[prost(uint64, tag = "7")]
+    pub reclaim: u64,
+    /// When it was first found without a live tree, seconds since 1970; 0 while it has one.
+    #[prost(uint64, tag = "8")]
+    pub orphaned: u64,
 }
 
 /// How a file looked when its content was recorded: while it looks so, it is not read again.

@@ -28,6 +28,10 @@ pub struct Known {
     pub wanted: Option<Id>,
     /// The last value of the annotation that asked for a restore.
     pub asked: String,
+    /// For how many seconds its history stays without a live tree; none for ever.
+    pub reclaim: Option<u64>,
+    /// When it was first found without one, seconds since 1970.
+    pub orphaned: Option<u64>,
 }
 
 impl Known {
@@ -39,6 +43,8 @@ impl Known {
             head: Id::from_slice(&row.head).map(|id| (id, row.sequence)),
             wanted: Id::from_slice(&row.wanted),
             asked: row.asked.clone(),
+            reclaim: row.reclaim.checked_sub(1),
+            orphaned: Some(row.orphaned).filter(|at| *at > 0),
         }
     }
 
@@ -50,6 +56,8 @@ impl Known {
             head: self.head.map(|(id, _)| id.0.to_vec()).unwrap_or_default(),
             wanted: self.wanted.map(|id| id.0.to_vec()).unwrap_or_default(),
             asked: self.asked.clone(),
+            reclaim: self.reclaim.map_or(0, |seconds| seconds.saturating_add(1)),
+            orphaned: self.orphaned.unwrap_or(0),
         }
     }
 

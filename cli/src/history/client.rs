@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
-use keeper::{Keeper, recording::Mark, service::Service};
+use keeper::{Keeper, Reclaimed, recording::Mark, service::Service};
 use keeper_api::keeper::{keeper as api, keeper_ttrpc::KeeperClient};
 use runtime_spec::config::Config;
 use ttrpc::asynchronous::Client;
@@ -118,6 +118,31 @@ pub fn histories(config: &Config) -> Option<BTreeMap<String, History>> {
         Err(_) => None,
         Ok(None) => in_the_store(config),
     }
+}
+
+/// Has the keeper forget what has expired; nothing where there never was one.
+///
+/// # Errors
+/// As [`with_keeper`], and the keeper's.
+pub fn reclaim(config: &Config, dry_run: bool) -> Result<Vec<Reclaimed>> {
+    let dir = config.history.store.clone();
+    if !dir.unwrap_or_else(|| config.root.join("store")).is_dir() {
+        return Ok(Vec::new());
+    }
+    with_keeper(config, async |client| {
+        let request = api::ReclaimRequest {
+            dry_run,
+            ..api::ReclaimRequest::default()
+        };
+        let done = said(client.reclaim(patient(), &request).await)?;
+        let told = |one: api::Reclaimed| Reclaimed {
+            name: one.state,
+            tree: one.tree.then_some(one.bytes),
+            commits: (!one.tree).then_some(one.commits),
+            problem: Some(one.problem).filter(|problem| !problem.is_empty()),
+        };
+        Ok(done.states.into_iter().map(told).collect())
+    })
 }
 
 fn in_the_store(config: &Config) -> Option<BTreeMap<String, History>> {

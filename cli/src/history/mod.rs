@@ -275,7 +275,7 @@ fn percent(text: &str) -> Result<u32, String> {
 }
 
 pub use self::{
-    client::{History, histories, stop_keeper},
+    client::{History, histories, reclaim, stop_keeper},
     record::recording,
     store::forget,
 };
