@@ -540,20 +540,19 @@ impl Container {
     /// # Errors
     /// A container that does not run, or does not stand still.
     pub async fn freeze(&self, limit: Duration) -> Result<u64> {
-        let paused = match self.init.status() {
-            Status::Running => false,
-            Status::Paused => true,
+        match self.init.status() {
+            Status::Running | Status::Paused | Status::Pausing => {}
             status => {
                 return Err(Error::FailedPrecondition(format!(
                     "a {} container has nothing to freeze",
                     status.word()
                 )));
             }
-        };
+        }
         let cgroup = self
             .cgroup()
-            .ok_or_else(|| Error::FailedPrecondition("the container's cgroup is not known".into()))?;
-        self.standstill.begin(cgroup, paused, limit).await
+            .ok_or_else(|| Error::Unavailable("the container's cgroup is not known".into()))?;
+        self.standstill.begin(cgroup, limit).await
     }
 
     /// Signals init (or all of the container) or an exec.

@@ -3,13 +3,13 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, oneshot};
 
 use crate::{
-    cgroup::Cgroup,
+    cgroup::{Cgroup, Frozen},
     error::{Error, Result},
 };
 
@@ -35,23 +35,21 @@ impl Standstill {
         self.moving.clone().read_owned().await
     }
 
-    /// Freezes, unless `paused` says that the container stands still already, until [`Standstill::end`] or `limit`.
+    /// Freezes until [`Standstill::end`] or `limit`. What its owner has paused stays paused.
     ///
     /// # Errors
     /// A freeze that does not take.
-    pub async fn begin(&self, cgroup: Arc<Cgroup>, paused: bool, limit: Duration) -> Result<u64> {
+    pub async fn begin(&self, cgroup: Arc<Cgroup>, limit: Duration) -> Result<u64> {
+        let limit = limit.min(LONGEST);
         let guard = self.moving.clone().write_owned().await;
-        if !paused {
-            let cgroup = cgroup.clone();
-            tokio::task::spawn_blocking(move || cgroup.freeze())
-                .await
-                .map_err(|e| Error::Other(format!("the call failed in the shim: {e}")))??;
-        }
+        let frozen = tokio::task::spawn_blocking(move || cgroup.freeze(limit))
+            .await
+            .map_err(|e| Error::Other(format!("the call failed in the shim: {e}")))??;
         let (end, asked) = oneshot::channel();
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let token = current.as_ref().map_or(0, |before| before.token) + 1;
         *current = Some(Current { token, end });
-        tokio::spawn(watch(cgroup, paused, limit.min(LONGEST), asked, guard));
+        tokio::spawn(watch(frozen, limit, asked, guard));
         Ok(token)
     }
 
@@ -71,24 +69,29 @@ impl Standstill {
 
 /// Thaws when asked, or when the time is up: a keeper that died asks for nothing any more.
 async fn watch(
-    cgroup: Arc<Cgroup>,
-    paused: bool,
+    mut frozen: Frozen,
     limit: Duration,
     mut asked: oneshot::Receiver<oneshot::Sender<bool>>,
     guard: OwnedRwLockWriteGuard<()>,
 ) {
+    let since = Instant::now();
     let reply = tokio::select! {
         biased;
         reply = &mut asked => reply.ok(),
         () = tokio::time::sleep(limit) => None,
     };
     // A write of a few bytes to the kernel: no reason to leave the event loop.
-    if !paused && let Err(error) = cgroup.thaw() {
+    let thawed = frozen.thaw();
+    if let Err(error) = &thawed {
         tracing::error!(%error, "thaw a container");
     }
+    // This process may have been stopped itself, and the container been thawed meanwhile.
+    let stood = since.elapsed() <= limit && thawed.unwrap_or(false);
     drop(guard);
     if let Some(reply) = reply {
         // Whoever asked may have gone.
-        let _ = reply.send(true);
+        let _ = reply.send(stood);
     }
+    // The kernel takes milliseconds to give up a watch.
+    drop(tokio::task::spawn_blocking(move || drop(frozen)));
 }

@@ -26,3 +26,4 @@ pub mod runc;
 pub mod server;
 pub mod service;
 pub mod sys;
+pub mod thaw;

@@ -1,4 +1,4 @@
-//! Entry point: containerd calls `start`, `delete` and `-info`; `start` calls the server.
+//! Entry point: containerd calls `start`, `delete` and `-info`; `start` calls the server, and the server what thaws.
 
 use std::{io::Write, process::ExitCode};
 
@@ -6,12 +6,18 @@ use shim::{
     args::{Action, Args},
     bootstrap, delete,
     error::Result,
-    info, server, sys,
+    info, server, sys, thaw,
 };
 
 fn main() -> ExitCode {
     sys::frugal_allocator();
-    match Args::parse(std::env::args().skip(1)).and_then(|args| run(&args)) {
+    let mut args = std::env::args();
+    let done = if args.next().as_deref() == Some(thaw::NAME) {
+        thaw::run(args)
+    } else {
+        Args::parse(args).and_then(|args| run(&args))
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // containerd shows this text to the person who asked for the container. There is no other way out.

@@ -1,29 +1,75 @@
 //! Stopping every process of a cgroup for a moment.
+//!
+//! A cgroup has one switch, and its owner uses the same one (`runc pause`): so it is watched while the processes stand
+//! still. Where somebody else has a hand in it, what they want stays.
 
 use std::{
-    fs,
-    path::Path,
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
 use super::{Cgroup, Version};
-use crate::error::{Context, Error, Result};
+use crate::{
+    error::{Context, Error, Result},
+    thaw::Watchdog,
+};
 
 /// How long a freeze may take to take: a process in the middle of an fsync cannot be stopped before it is through.
 const LIMIT: Duration = Duration::from_millis(20);
 const POLL: Duration = Duration::from_micros(100);
 
+/// A cgroup whose processes stand still. What thaws it is [`Frozen::thaw`], and the watchdog once this process is gone.
+pub struct Frozen {
+    switch: Switch,
+    /// Tells of others who use the switch; none where the kernel has no more of these to give.
+    others: Option<Inotify>,
+    /// There where it was us who froze it.
+    watchdog: Option<Watchdog>,
+}
+
 impl Cgroup {
-    /// Stops every process and waits until all stand still; on failure they run.
+    /// Stops every process and waits until all stand still, for `limit` at most whatever becomes of this process; on
+    /// failure they run. What stands still already does so by its owner's will, and goes on doing so.
     ///
     /// # Errors
-    /// A cgroup that is not the container's own, or one that does not stand still in 20 ms.
-    pub fn freeze(&self) -> Result<()> {
+    /// A cgroup that is not the container's own, one that does not stand still in 20 ms, one that its owner pauses or
+    /// resumes at the same moment.
+    pub fn freeze(&self, limit: Duration) -> Result<Frozen> {
+        let switch = self.switch()?;
+        let others = others(&switch.path);
+        // First, because it takes a millisecond: what is seen below must be true still when it is acted on.
+        let watchdog = Watchdog::start(&switch.path, switch.thawed, limit)?;
+        let mut frozen = Frozen {
+            switch,
+            others,
+            watchdog: None,
+        };
+        match frozen.switch.state()? {
+            State::Thawed => {}
+            found => {
+                watchdog.dismiss();
+                return if found == State::Frozen {
+                    Ok(frozen)
+                } else {
+                    Err(meddled(&frozen.switch))
+                };
+            }
+        }
         let since = Instant::now();
-        self.write_frozen(true)?;
-        while !self.is_frozen()? {
+        frozen.switch.write(frozen.switch.frozen)?;
+        // Our own write is among these, but not the end of another's: a pause, since it ran a moment ago.
+        if frozen.used().contains(AddWatchFlags::IN_CLOSE_WRITE) {
+            watchdog.dismiss();
+            return Err(meddled(&frozen.switch));
+        }
+        frozen.watchdog = Some(watchdog);
+        while frozen.switch.state()? != State::Frozen {
             if since.elapsed() > LIMIT {
-                self.thaw()?;
+                frozen.thaw()?;
                 return Err(Error::Unavailable(format!(
                     "the container did not stand still within {} ms: a process of it waits for a disk",
                     LIMIT.as_millis()
@@ -31,52 +77,136 @@ impl Cgroup {
             }
             std::thread::sleep(POLL);
         }
-        Ok(())
+        Ok(frozen)
     }
 
-    /// Lets them run.
+    fn switch(&self) -> Result<Switch> {
+        // That the container runs is certain: these must not be taken for one that does not.
+        let own = self
+            .own_directory()
+            .map_err(|error| Error::Unavailable(error.to_string()))?;
+        let (path, stood, frozen, thawed) = match &self.version {
+            // A freezer that the container does not have to itself would stop others.
+            Version::V1(group) => {
+                let freezer = group
+                    .controller("freezer")
+                    .filter(|freezer| freezer.file_name() == own.file_name())
+                    .ok_or_else(|| {
+                        Error::Unavailable("the container has no freezer cgroup of its own".into())
+                    })?;
+                (freezer.join("freezer.state"), None, "FROZEN", "THAWED")
+            }
+            Version::V2(_) => (
+                own.join("cgroup.freeze"),
+                Some(own.join("cgroup.events")),
+                "1",
+                "0",
+            ),
+        };
+        let file = File::options().read(true).write(true).open(&path);
+        Ok(Switch {
+            file: file.context(|| format!("open {}", path.display()))?,
+            path,
+            events: stood,
+            frozen,
+            thawed,
+        })
+    }
+}
+
+impl Frozen {
+    /// Lets them run, unless it is their owner's will that they stand still; says whether they stood still until now.
     ///
     /// # Errors
     /// The kernel's; a cgroup that is gone has nothing to thaw.
-    pub fn thaw(&self) -> Result<()> {
-        match self.write_frozen(false) {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            done => done,
-        }
-    }
-
-    fn freezer(&self) -> Result<&Path> {
-        let own = self.own_directory()?;
-        match &self.version {
-            // A freezer that the container does not have to itself would stop others.
-            Version::V1(group) => group
-                .controller("freezer")
-                .filter(|freezer| freezer.file_name() == own.file_name())
-                .ok_or_else(|| {
-                    Error::FailedPrecondition("the container has no freezer cgroup of its own".into())
-                }),
-            Version::V2(_) => Ok(own),
-        }
-    }
-
-    fn write_frozen(&self, frozen: bool) -> Result<()> {
-        let (file, text) = match (&self.version, frozen) {
-            (Version::V1(_), true) => ("freezer.state", "FROZEN"),
-            (Version::V1(_), false) => ("freezer.state", "THAWED"),
-            (Version::V2(_), true) => ("cgroup.freeze", "1"),
-            (Version::V2(_), false) => ("cgroup.freeze", "0"),
+    pub fn thaw(&mut self) -> Result<bool> {
+        let alone = self.used().is_empty();
+        let Some(watchdog) = self.watchdog.take() else {
+            return Ok(alone && self.switch.state()? == State::Frozen);
         };
-        let path = self.freezer()?.join(file);
-        fs::write(&path, text).context(|| format!("write {text} to {}", path.display()))
+        if alone {
+            // Before the watchdog goes: one that is left behind by a failure tries again.
+            match self.switch.write(self.switch.thawed) {
+                Err(Error::Io { source, .. })
+                    if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {}
+                done => done?,
+            }
+        }
+        watchdog.dismiss();
+        Ok(alone)
     }
 
-    fn is_frozen(&self) -> Result<bool> {
-        let (file, wanted) = match &self.version {
-            Version::V1(_) => ("freezer.state", "FROZEN"),
-            Version::V2(_) => ("cgroup.events", "frozen 1"),
+    /// How the switch was used since this was last asked.
+    fn used(&self) -> AddWatchFlags {
+        // Nothing to read is an error of this descriptor.
+        let events = self
+            .others
+            .as_ref()
+            .map(|others| others.read_events().unwrap_or_default());
+        let events = events.into_iter().flatten();
+        events.fold(AddWatchFlags::empty(), |all, event| all | event.mask)
+    }
+}
+
+/// Tells of those who write to a file and of those who are done with it. Who opened it before is not told of that.
+fn others(file: &Path) -> Option<Inotify> {
+    let others = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
+    let what = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE;
+    others.add_watch(file, what).ok().map(|_| others)
+}
+
+fn meddled(switch: &Switch) -> Error {
+    Error::Unavailable(format!(
+        "somebody else pauses or resumes the container at this moment, by {}",
+        switch.path.display()
+    ))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Frozen,
+    /// Somebody wants it frozen, and something in it runs still.
+    Freezing,
+    Thawed,
+}
+
+/// What freezes a cgroup.
+struct Switch {
+    path: PathBuf,
+    /// Open for as long as it is in use: closing it would look like another's use.
+    file: File,
+    /// v2: what tells whether all stand still.
+    events: Option<PathBuf>,
+    frozen: &'static str,
+    thawed: &'static str,
+}
+
+impl Switch {
+    fn write(&self, word: &str) -> Result<()> {
+        let written = self.file.write_all_at(word.as_bytes(), 0);
+        written.context(|| format!("write {word} to {}", self.path.display()))
+    }
+
+    fn state(&self) -> Result<State> {
+        let mut word = [0; 16];
+        let read = self.file.read_at(&mut word, 0);
+        let length = read.context(|| format!("read {}", self.path.display()))?;
+        let word = word.get(..length).unwrap_or_default().trim_ascii();
+        let Some(events) = &self.events else {
+            return Ok(match word {
+                b"FROZEN" => State::Frozen,
+                b"THAWED" => State::Thawed,
+                _ => State::Freezing,
+            });
         };
-        let path = self.freezer()?.join(file);
-        let text = fs::read_to_string(&path).context(|| format!("read {}", path.display()))?;
-        Ok(text.lines().any(|line| line == wanted))
+        let text = fs::read_to_string(events).context(|| format!("read {}", events.display()))?;
+        // A parent's counts as well.
+        Ok(if text.lines().any(|line| line == "frozen 1") {
+            State::Frozen
+        } else if word == b"0" {
+            State::Thawed
+        } else {
+            State::Freezing
+        })
     }
 }

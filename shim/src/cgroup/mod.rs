@@ -25,7 +25,7 @@ use std::{
 
 use protobuf::{Message, well_known_types::any::Any};
 
-pub use self::oom::OomWatch;
+pub use self::{freezer::Frozen, oom::OomWatch};
 use crate::error::{Context, Error, Result};
 
 /// Which cgroup hierarchies this host has.

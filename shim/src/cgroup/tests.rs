@@ -1,3 +1,4 @@
+mod freezer;
 mod real;
 mod v1;
 mod v2;

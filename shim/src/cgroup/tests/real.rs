@@ -10,13 +10,13 @@ use containerd_shim_protos::{cgroups::metrics as m1, cgroups_v2::metrics as m2};
 use super::*;
 
 /// A cgroup that is removed again, with all that runs in it.
-struct Real {
-    dirs: Vec<PathBuf>,
+pub(super) struct Real {
+    pub(super) dirs: Vec<PathBuf>,
     children: Vec<Child>,
 }
 
 impl Real {
-    fn new(name: &str, roots: &[&str]) -> Self {
+    pub(super) fn new(name: &str, roots: &[&str]) -> Self {
         let dirs: Vec<_> = roots
             .iter()
             .map(|root| Path::new(root).join(format!("dk-{name}-{}", std::process::id())))
@@ -28,12 +28,12 @@ impl Real {
         }
     }
 
-    fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         format!("/{}", self.dirs[0].file_name().unwrap().to_str().unwrap())
     }
 
     /// A shell that waits for a line before it goes on as `script`.
-    fn shell(&mut self, cgroup: &Cgroup, script: &str) -> u32 {
+    pub(super) fn shell(&mut self, cgroup: &Cgroup, script: &str) -> u32 {
         let script = format!("read line; {script}");
         let child = Command::new("sh")
             .args(["-c", &script])
@@ -75,11 +75,11 @@ impl Drop for Real {
 }
 
 const V1_MEMORY: &str = "/sys/fs/cgroup/memory";
-const V1_FREEZER: &str = "/sys/fs/cgroup/freezer";
-const HYBRID_V2: &str = "/sys/fs/cgroup/unified";
+pub(super) const V1_FREEZER: &str = "/sys/fs/cgroup/freezer";
+pub(super) const HYBRID_V2: &str = "/sys/fs/cgroup/unified";
 
 /// These need root and a real hierarchy of that version; elsewhere they have nothing to show.
-fn has(root: &str, file: &str) -> bool {
+pub(super) fn has(root: &str, file: &str) -> bool {
     let found = nix::unistd::geteuid().is_root() && Path::new(root).join(file).exists();
     if !found {
         eprintln!("skipped: {root}/{file} is not here");
@@ -87,7 +87,7 @@ fn has(root: &str, file: &str) -> bool {
     found
 }
 
-fn hybrid_v2() -> Host {
+pub(super) fn hybrid_v2() -> Host {
     Host {
         cgroup: Path::new(HYBRID_V2).into(),
         ..Host::real()
