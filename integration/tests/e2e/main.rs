@@ -6,6 +6,7 @@ mod calls;
 mod cri;
 mod databases;
 mod export;
+mod freezes;
 mod history;
 mod keeps;
 mod kills;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         databases::TESTS,
         cri::TESTS,
         history::TESTS,
+        freezes::TESTS,
         people::TESTS,
         export::TESTS,
         scripts::TESTS,
