@@ -9,19 +9,19 @@ use crate::wait::until;
 
 /// A database in an image of `hack/images`, and what is said to it by scripts of its container's shell.
 pub struct Database {
-    /// The image. It declares the database's directory as a `VOLUME`.
+    /// The image. Where it is called so it declares the database's directory as a `VOLUME`.
     pub image: &'static str,
     /// Succeeds when it answers.
-    ready: &'static str,
+    pub ready: &'static str,
     /// Makes an empty table.
-    begin: &'static str,
+    pub begin: &'static str,
     /// What turns numbers on standard input into rows, one transaction each, and prints each number when it is
     /// acknowledged.
-    write: &'static str,
+    pub write: &'static str,
     /// Prints how many rows there are; fails unless these are 1, 2, 3 and so on.
-    count: &'static str,
+    pub count: &'static str,
     /// Fails, or prints what is wrong, unless all is well with the files.
-    check: &'static str,
+    pub check: &'static str,
 }
 
 /// MariaDB, with InnoDB.
@@ -49,6 +49,73 @@ pub const REDIS: Database = Database {
     count: "redis-cli -s /run/redis/redis.sock lrange acknowledged 0 -1 > /tmp/rows && \
             awk '$1 != \"\" && $1 != NR { wrong = 1 } $1 != \"\" { n++ } END { print n + 0; exit wrong }' /tmp/rows",
     check: "redis-check-aof /var/lib/redis/appendonlydir/appendonly.aof.manifest > /tmp/checked || cat /tmp/checked",
+};
+
+/// Redis, with an append-only file that is synced each second.
+pub const REDIS_EVERYSEC: Database = Database {
+    begin: "redis-cli -s /run/redis/redis.sock config set appendfsync everysec && \
+            redis-cli -s /run/redis/redis.sock del acknowledged",
+    ..REDIS
+};
+
+/// PostgreSQL as it comes, with checksums of its pages.
+pub const POSTGRESQL: Database = Database {
+    image: "postgresql",
+    ready: "psql -h /run/postgresql -U postgres -qAtc 'select 1'",
+    begin: "psql -h /run/postgresql -U postgres -qAtc 'show data_checksums' -c 'show full_page_writes' | grep -c on | grep -qx 2 && \
+            psql -h /run/postgresql -U postgres -qAtc 'create extension amcheck' \
+            -c 'create table acknowledged (n int primary key, filler text)'",
+    write: "sed \"s/.*/insert into acknowledged values (&, repeat('x', 500)) returning n;/\" | \
+            psql -h /run/postgresql -U postgres -qAt",
+    count: "set -- $(psql -h /run/postgresql -U postgres -qAtF ' ' -c \
+            'select count(*), coalesce(min(n), 1), coalesce(max(n), 0) from acknowledged'); \
+            test \"$2 $3\" = \"1 $1\" && echo $1",
+    check: "psql -h /run/postgresql -U postgres -qAt -v ON_ERROR_STOP=1 \
+            -c \"select h.* from pg_class c, verify_heapam(c.oid) h where c.relkind in ('r', 't', 'm')\" \
+            -c \"select from pg_class c join pg_am a on a.oid = c.relam, bt_index_check(c.oid, true) where a.amname = 'btree'\" | \
+            grep . || true",
+};
+
+/// SQLite with a rollback journal.
+pub const SQLITE: Database = Database {
+    image: "sqlite",
+    ready: "true",
+    begin: "sqlite3 /data/db 'create table acknowledged (n integer primary key, filler)'",
+    write: "sed 's/.*/insert into acknowledged values (&, hex(randomblob(300))); select &;/' | \
+            sqlite3 -cmd 'pragma synchronous=full' /data/db",
+    count: "set -- $(sqlite3 -separator ' ' /data/db \
+            'select count(*), coalesce(min(n), 1), coalesce(max(n), 0) from acknowledged'); \
+            test \"$2 $3\" = \"1 $1\" && echo $1",
+    check: "sqlite3 /data/db 'pragma integrity_check' | grep -vx ok || true",
+};
+
+/// SQLite with a write-ahead log.
+pub const SQLITE_WAL: Database = Database {
+    begin: "sqlite3 /data/db 'pragma journal_mode=wal' \
+            'create table acknowledged (n integer primary key, filler)' | grep -qx wal",
+    ..SQLITE
+};
+
+/// LMDB, which writes to its pages and keeps no log.
+pub const LMDB: Database = Database {
+    image: "lmdb",
+    ready: "true",
+    begin: "mkdir /data/db",
+    write: "while read n; do printf '%s\\n%s\\n' $n $n | mdb_load -T /data/db && echo $n || break; done",
+    count: "mdb_dump -p /data/db | awk '/^ / && ++line % 2 { n++; if ($1 + 0 > last) last = $1 + 0 } \
+            END { print n + 0; exit n != last }'",
+    check: "mkdir /tmp/copy && mdb_copy -c /data/db /tmp/copy 2>&1; rm -r /tmp/copy",
+};
+
+/// etcd.
+pub const ETCD: Database = Database {
+    image: "etcd",
+    ready: "etcdctl --command-timeout=2s endpoint health",
+    begin: "true",
+    write: "while read n; do etcdctl put $n $n > /dev/null && echo $n || break; done",
+    count: "etcdctl get '' --prefix --keys-only | awk 'NF { n++; if ($1 + 0 > last) last = $1 + 0 } \
+            END { print n + 0; exit n != last }'",
+    check: "etcdctl alarm list",
 };
 
 /// How a database's container begins, is spoken to and ends.
@@ -136,6 +203,8 @@ pub fn survives(database: &Database, engine: &mut dyn Engine, acks: &Path, round
     engine.end(rounds)
 }
 
-fn quoted(script: &str) -> String {
+/// A script as one word of another.
+#[must_use]
+pub fn quoted(script: &str) -> String {
     format!("'{}'", script.replace('\'', "'\\''"))
 }

@@ -13,6 +13,7 @@ mod kills;
 mod parity;
 mod people;
 mod pods;
+mod proofs;
 mod records;
 mod scripts;
 
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         cri::TESTS,
         history::TESTS,
         freezes::TESTS,
+        proofs::TESTS,
         people::TESTS,
         export::TESTS,
         scripts::TESTS,
