@@ -14,10 +14,7 @@ use std::{
     fs::File,
     io,
     ops::ControlFlow,
-    os::{
-        fd::OwnedFd,
-        unix::{ffi::OsStrExt, fs::FileExt},
-    },
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -37,6 +34,7 @@ use rayon::prelude::*;
 use store::{
     Id, Look, Store,
     content::Stretch,
+    direct,
     format::{Entry, Kind, Shown, place},
 };
 
@@ -47,6 +45,9 @@ use crate::{
     error::{Context, Error, Result},
     tree::{self, DIR},
 };
+
+/// Files of this length and longer are written past the page cache.
+const LONG: u64 = 16 << 20;
 
 /// What of a tree is made, and where.
 pub struct Plan<'a> {
@@ -300,6 +301,13 @@ impl Make<'_> {
 
     /// Fills a file from the store.
     fn write(&self, entry: &Entry, file: &File, place: &Path) -> Result<()> {
+        // What is so long is not in memory when the container asks for it first, whichever way it was written; but what
+        // other containers had there still is.
+        let direct = if entry.size >= LONG {
+            direct::of(file)
+        } else {
+            None
+        };
         let sparse = AtomicBool::new(false);
         let failed = Mutex::new(None);
         let read = self.store.read_parallel(self.plan.domain, entry, |at, stretch| {
@@ -309,7 +317,7 @@ impl Make<'_> {
                     self.progress.spare(length);
                 }
                 Stretch::Bytes(bytes) => {
-                    if let Err(error) = file.write_all_at(bytes, at) {
+                    if let Err(error) = direct::write_all(file, direct.as_ref(), bytes, at) {
                         *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                         return Err(store::Error::Refused("the disk failed".into()));
                     }

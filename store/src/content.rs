@@ -9,6 +9,7 @@ use prost::Message;
 use rayon::prelude::*;
 
 use crate::{
+    direct::Buffer,
     error::{Error, Result, damaged},
     format::{Child, Entry, HIGHEST, INLINE, Node, Piece},
     id::Id,
@@ -18,6 +19,8 @@ use crate::{
 
 /// So much of a file is cut, hashed and compressed at a time.
 const WINDOW: usize = 8 << 20;
+/// So much is read for one writing at least.
+const RUN: usize = 1 << 20;
 const FEWEST: usize = 16;
 const MOST: usize = 256;
 const SPREAD: u8 = 64;
@@ -608,7 +611,8 @@ impl Store {
         self.read_range(domain, entry, 0, u64::MAX, each)
     }
 
-    /// As [`Store::read`], of long content: several parts at a time, in no order. Every part is named once.
+    /// As [`Store::read`], of long content: several parts at a time, in no order. Every part is named once, and lies in
+    /// memory as in a file's blocks ([`crate::direct`]).
     ///
     /// # Errors
     /// As [`Store::read`].
@@ -622,7 +626,8 @@ impl Store {
             return self.read(domain, entry, each);
         };
         let mut length = 0;
-        let mut some = Vec::new();
+        let mut runs: Vec<Run> = Vec::new();
+        let mut gathered = 0;
         loop {
             let piece = pieces.next_piece()?;
             let ended = piece.is_none();
@@ -631,22 +636,19 @@ impl Store {
                 if length > entry.size {
                     break;
                 }
-                some.push((at, piece));
+                gathered += 1;
+                match runs.last_mut().filter(|run| run.takes(&piece)) {
+                    Some(run) => run.pieces.push(piece),
+                    None => runs.push(Run::new(at, piece)),
+                }
             }
-            if ended || some.len() >= 512 {
-                some.par_iter()
-                    .try_for_each(|(at, piece)| match Id::from_slice(&piece.chunk) {
-                        Some(id) => {
-                            let bytes = self.chunk(domain, id)?;
-                            if bytes.len() as u64 != piece.length {
-                                return Err(damaged("a list's piece", "its chunk has another length"));
-                            }
-                            each(*at, Stretch::Bytes(&bytes))
-                        }
-                        None if piece.chunk.is_empty() => each(*at, Stretch::Hole(piece.length)),
-                        None => Err(damaged("a list's piece", "its name has another length")),
+            if ended || gathered >= 512 {
+                runs.par_iter()
+                    .try_for_each_init(Buffer::default, |buffer, run| {
+                        self.read_run(domain, run, buffer, &each)
                     })?;
-                some.clear();
+                runs.clear();
+                gathered = 0;
             }
             if ended {
                 break;
@@ -659,6 +661,31 @@ impl Store {
             ));
         }
         Ok(())
+    }
+
+    fn read_run(
+        &self,
+        domain: u32,
+        run: &Run,
+        buffer: &mut Buffer,
+        each: &impl Fn(u64, Stretch<'_>) -> Result<()>,
+    ) -> Result<()> {
+        if let [hole] = run.pieces.as_slice()
+            && hole.chunk.is_empty()
+        {
+            return each(run.at, Stretch::Hole(hole.length));
+        }
+        buffer.begin(RUN + delta::LONGEST, run.at);
+        for piece in &run.pieces {
+            let id = Id::from_slice(&piece.chunk)
+                .ok_or_else(|| damaged("a list's piece", "its name has another length"))?;
+            let bytes = self.chunk(domain, id)?;
+            if bytes.len() as u64 != piece.length {
+                return Err(damaged("a list's piece", "its chunk has another length"));
+            }
+            buffer.push(&bytes);
+        }
+        each(run.at, Stretch::Bytes(buffer.bytes()))
     }
 
     /// As [`Store::read`], of what lies between two places; the first and last stretch may reach beyond them.
@@ -711,6 +738,28 @@ impl Store {
             ));
         }
         Ok(())
+    }
+}
+
+/// Pieces that follow one another without a hole, or one hole.
+struct Run {
+    at: u64,
+    pieces: Vec<Piece>,
+}
+
+impl Run {
+    fn new(at: u64, piece: Piece) -> Run {
+        Run {
+            at,
+            pieces: vec![piece],
+        }
+    }
+
+    /// Whether what follows belongs to it.
+    fn takes(&self, piece: &Piece) -> bool {
+        let hole = |piece: &Piece| piece.chunk.is_empty();
+        let length: u64 = self.pieces.iter().map(|piece| piece.length).sum();
+        !hole(piece) && !self.pieces.iter().any(hole) && length < RUN as u64
     }
 }
 

@@ -6,7 +6,11 @@
 
 use std::{
     fs::{File, OpenOptions},
-    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
 };
 
 /// What places and lengths must be multiples of, in bytes: no disk has longer blocks.
@@ -23,8 +27,7 @@ pub fn of(file: &File) -> Option<File> {
 }
 
 /// How many bytes of a stretch that begins at `at` go the ordinary way, and how many after them past the page cache.
-#[must_use]
-pub fn split(bytes: &[u8], at: u64) -> (usize, usize) {
+fn split(bytes: &[u8], at: u64) -> (usize, usize) {
     let into = |n: u64| usize::try_from(n % BLOCK as u64).unwrap_or(0);
     let head = (BLOCK - into(at)) % BLOCK;
     let alike = bytes.as_ptr().addr() % BLOCK == into(at);
@@ -34,6 +37,34 @@ pub fn split(bytes: &[u8], at: u64) -> (usize, usize) {
     } else {
         (bytes.len(), 0)
     }
+}
+
+/// Writes a stretch of bytes at a place, as far as it can past the page cache.
+///
+/// # Errors
+/// A full or failing disk.
+pub fn write_all(file: &File, direct: Option<&File>, bytes: &[u8], at: u64) -> io::Result<()> {
+    let Some(direct) = direct else {
+        return file.write_all_at(bytes, at);
+    };
+    let (head, body) = split(bytes, at);
+    let (head, rest) = bytes.split_at(head);
+    let (body, tail) = rest.split_at(body);
+    let middle = at + head.len() as u64;
+    file.write_all_at(head, at)?;
+    match direct.write_all_at(body, middle) {
+        // Blocks that are longer after all, or what remained of a part of it.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => file.write_all_at(body, middle)?,
+        done => done?,
+    }
+    file.write_all_at(tail, middle + body.len() as u64)
+}
+
+/// How much of a stretch that begins at `at` is whole blocks to its end.
+#[must_use]
+pub(crate) fn whole(bytes: &[u8], at: u64) -> usize {
+    let (head, body) = split(bytes, at);
+    head + body
 }
 
 /// Bytes that lie in memory as they will in a file's blocks.
@@ -95,6 +126,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_file_is_written_both_ways() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let file = File::create_new(&path).unwrap();
+        let direct = of(&file);
+        let content: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+        let (mut at, mut buffer) = (0, Buffer::default());
+        for part in content.chunks(33_333) {
+            buffer.begin(part.len(), at as u64);
+            buffer.push(part);
+            write_all(&file, direct.as_ref(), buffer.bytes(), at as u64).unwrap();
+            at += part.len();
+        }
+        // Not as it will lie: the ordinary way.
+        write_all(&file, direct.as_ref(), &content[1..50_001], 1).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), content);
+    }
 
     proptest! {
         #[test]

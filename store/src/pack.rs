@@ -322,10 +322,9 @@ impl Writer {
             return Ok(());
         };
         let at = self.length - self.buffer.len() as u64;
-        let (head, body) = direct::split(self.buffer.bytes(), at);
-        let most = head + body;
+        let most = direct::whole(self.buffer.bytes(), at);
         let some = self.buffer.bytes().get(..most).unwrap_or_default();
-        sys::write_past(&self.file, direct, &self.path, some, at)?;
+        sys::write_past(&self.file, Some(direct), &self.path, some, at)?;
         self.buffer.forget(most, at, GATHERED);
         Ok(())
     }

@@ -40,30 +40,23 @@ pub(crate) fn reopen(path: &Path) -> Result<File> {
 
 /// Writes all bytes at a place.
 pub(crate) fn write(file: &File, path: &Path, bytes: &[u8], at: u64) -> Result<()> {
+    write_past(file, None, path, bytes, at)
+}
+
+/// The same, where there is a way past the page cache by that as far as the bytes lie for it.
+pub(crate) fn write_past(
+    file: &File,
+    direct: Option<&File>,
+    path: &Path,
+    bytes: &[u8],
+    at: u64,
+) -> Result<()> {
     if let Err(error) = fault::disk() {
         // A disk that fails has often taken a part.
         let _ = file.write_all_at(bytes.get(..bytes.len() / 2).unwrap_or_default(), at);
         return Err(error).on("write to", path);
     }
-    file.write_all_at(bytes, at).on("write to", path)
-}
-
-/// Writes bytes at a place, past the page cache as far as they lie in memory as they will in the file.
-pub(crate) fn write_past(file: &File, direct: &File, path: &Path, bytes: &[u8], at: u64) -> Result<()> {
-    let (head, body) = direct::split(bytes, at);
-    let (head, rest) = bytes.split_at(head);
-    let (body, tail) = rest.split_at(body);
-    let middle = at + head.len() as u64;
-    if !head.is_empty() {
-        write(file, path, head, at)?;
-    }
-    if !body.is_empty() {
-        write(direct, path, body, middle)?;
-    }
-    if !tail.is_empty() {
-        write(file, path, tail, middle + body.len() as u64)?;
-    }
-    Ok(())
+    direct::write_all(file, direct, bytes, at).on("write to", path)
 }
 
 /// Waits until the disk has what was written to a file.
