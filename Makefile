@@ -16,7 +16,7 @@ RELEASE    := $(CARGO_TARGET_DIR)/release
 IMAGE      ?= ghcr.io/diffkeeper/diffkeeper:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: build image install uninstall demo test test-unit test-e2e test-vm bench soak lint clean help setup
+.PHONY: build image install uninstall demo test test-unit test-e2e test-vm bench bench-delta soak lint clean help setup
 
 build: ## build the shim and the command line, statically linked
 	@command -v protoc >/dev/null || { echo "protoc is needed (containerd's API): apt-get install protobuf-compiler"; exit 1; }
@@ -66,6 +66,9 @@ test-vm: setup build ## on Debian's kernel with cgroup v2 alone, and after power
 bench: setup build ## speed and size beside the stock shim, restic and borg, as tables (root)
 	@hack/setup bench
 	@hack/test bench
+
+bench-delta: ## speed of cutting, hashing and encoding, as a table
+	BENCH_ONLY=delta $(CARGO) bench -p diffkeeper-integration --bench delta
 
 lint: ## formatting, clippy, documentation, shell scripts
 	$(CARGO) fmt --all --check

@@ -67,7 +67,7 @@ const DICTIONARY_PAYS: usize = 32 << 10;
 const ALIKE: u8 = 10;
 /// From so much at the same place on, in percent, what changed may be told by XOR.
 const IN_PLACE: u8 = 50;
-/// bsdiff takes 30 ms for each megabyte.
+/// bsdiff takes a tenth or two of a second for each megabyte.
 const BSDIFF_PAYS: usize = 1 << 20;
 
 /// The encodings that are worth a trial, each with its level; the most promising first.
