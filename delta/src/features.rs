@@ -7,8 +7,6 @@
 //! one as probably as a sample of both is in both. Four make a super-feature: of chunks that are alike by nine tenths 96
 //! of a hundred share at least one of three, of those alike by a third 4.
 
-use std::sync::LazyLock;
-
 use crate::gear::roll;
 
 /// How many super-features a chunk has.
@@ -23,11 +21,20 @@ const FEWEST: usize = 8;
 const MOST: usize = 16;
 
 /// A multiplication and an addition for each feature, the same for ever.
-static WAYS: LazyLock<[(u64, u64); FEATURES * EACH]> =
-    LazyLock::new(|| std::array::from_fn(|n| (number(2 * n as u64) | 1, number(2 * n as u64 + 1))));
+static WAYS: [(u64, u64); FEATURES * EACH] = ways();
+
+const fn ways() -> [(u64, u64); FEATURES * EACH] {
+    let mut all = [(0, 0); FEATURES * EACH];
+    let mut n = 0;
+    while n < all.len() {
+        all[n] = (number(2 * n as u64) | 1, number(2 * n as u64 + 1));
+        n += 1;
+    }
+    all
+}
 
 /// splitmix64 from a beginning of its own.
-fn number(n: u64) -> u64 {
+const fn number(n: u64) -> u64 {
     let mut x = (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x6665_6174_7572_6573;
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,7 +1,10 @@
 //! zstd frames: alone, with a base as their prefix, or by a dictionary. Without checksum and without content size: the hash names the
 //! content, the record its length.
 
-use std::{cell::Cell, io};
+use std::{
+    cell::Cell,
+    io::{self, Cursor},
+};
 
 use zstd::zstd_safe::{CCtx, CDict, CParameter, DCtx, DDict, SafeResult, compress_bound, get_error_name};
 
@@ -53,11 +56,12 @@ pub(super) fn write_with(dictionary: &CDict<'static>, bytes: &[u8], to: &mut Vec
 }
 
 fn append(writer: &mut CCtx<'_>, bytes: &[u8], to: &mut Vec<u8>) -> Result<(), Error> {
-    let begin = to.len();
-    to.resize(begin + compress_bound(bytes.len()), 0);
-    let written = writer.compress2(to.get_mut(begin..).unwrap_or_default(), bytes);
-    to.truncate(begin + written.unwrap_or(0));
-    checked(written).map(drop)
+    let most = compress_bound(bytes.len());
+    to.try_reserve(most).map_err(|_| Error::Memory(most))?;
+    let begin = to.len() as u64;
+    let mut end = Cursor::new(to);
+    end.set_position(begin);
+    checked(writer.compress2(&mut end, bytes)).map(drop)
 }
 
 /// Reads what [`write`] wrote: at most `length` bytes.
