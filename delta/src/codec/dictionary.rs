@@ -8,7 +8,7 @@ use zstd::zstd_safe::{CDict, DDict};
 use super::{Error, frame};
 
 /// So many dictionaries a thread keeps ready for writing, and as many for reading: at 128 KiB and level 3 each takes
-/// some 600 KiB.
+/// 670 KB, at level 19 4.3 MB; for reading 160 KB.
 const READY: usize = 4;
 
 /// Dictionaries that are ready, the last used first. To be made ready takes longer than most chunks do.
