@@ -1,9 +1,12 @@
-//! Content, cut into chunks and encoded: pure functions of bytes.
+//! Content, cut into chunks and encoded: pure functions of bytes. `docs/delta.md` says how they come together.
 //!
 //! Cutting is content-defined ([`cut`]): where a boundary falls depends on the bytes before it alone, so that
-//! what was inserted or removed changes the chunks around it and no others. Encoding ([`encode`]) keeps the
-//! shorter of the bytes themselves and their zstd form; [`encode_as`] writes the form that it is told, which may be one
-//! against a base: the bytes of another chunk, without which it cannot be read.
+//! what was inserted or removed changes the chunks around it and no others; or fixed, for content that is made of pages
+//! ([`cut_fixed`], [`page_size`]).
+//!
+//! Encoding ([`encode`]) keeps the shorter of the bytes themselves and their zstd form; [`encode_as`] writes the form
+//! that it is told, which may be one against a base: the bytes of another chunk, without which it cannot be read.
+//! [`choose`] says which form is worth its price, [`features`] finds bases, [`train`] makes dictionaries.
 
 mod choice;
 mod class;
