@@ -228,7 +228,7 @@ impl Session<'_> {
         what: &str,
     ) -> Result<bool> {
         // Beside old content a change is most likely short.
-        let most = if old.is_some() { 2 * delta::LONGEST } else { WINDOW };
+        let most = if old.is_some() { 4 * delta::LONGEST } else { WINDOW };
         loop {
             let window = usize::try_from(end - *at).unwrap_or(usize::MAX).min(most);
             buffer.resize(window, 0);
@@ -259,22 +259,36 @@ impl Session<'_> {
         last: bool,
         old: &mut Option<Pieces<'_>>,
     ) -> Result<(Vec<(Id, usize)>, bool)> {
-        let mut parts = Vec::new();
-        let (mut rest, mut end, mut resumed) = (bytes, at, false);
-        while !rest.is_empty() && (last || rest.len() >= delta::LONGEST) {
-            let (part, after) = rest.split_at(delta::cut(rest));
-            rest = after;
-            let begin = end;
-            end += part.len() as u64;
+        let (mut ends, mut end, mut resumed) = (Vec::new(), 0, false);
+        while let Some(rest) = bytes.get(end..)
+            && !rest.is_empty()
+            && (last || rest.len() >= delta::LONGEST)
+            && !resumed
+        {
+            end += delta::cut(rest);
+            ends.push(end);
             resumed = match old {
-                Some(old) => old.begins_at(end)?,
+                Some(old) => old.begins_at(at + end as u64)?,
                 None => false,
             };
-            parts.push((part, old.as_ref().and_then(|old| old.stood_at(begin, end))));
-            if resumed {
-                break;
-            }
         }
+        // A change that ends where it should has moved nothing: what stands between keeps its boundaries, and each chunk
+        // the base that has most of it.
+        if resumed && let Some(kept) = old.as_ref().and_then(|old| old.ends_within(at, end)) {
+            ends = kept;
+        }
+        let mut begin = 0;
+        let parts: Vec<(&[u8], Option<Id>)> = ends
+            .into_iter()
+            .map(|end| {
+                let part = bytes.get(begin..end).unwrap_or_default();
+                let stood = old
+                    .as_ref()
+                    .and_then(|old| old.stood_at(at + begin as u64, at + end as u64));
+                begin = end;
+                (part, stood)
+            })
+            .collect();
         let added: Result<Vec<(Id, usize)>> = parts
             .par_iter()
             .map(|(part, old)| Ok((self.chunk(part, *old)?, part.len())))
@@ -551,6 +565,24 @@ impl<'s> Pieces<'s> {
                 return Ok(false);
             }
         }
+    }
+
+    /// Where the pieces end that lie from `at` on, as far as they were gone past, up to `end` bytes behind it; none where
+    /// one of them is longer than a chunk.
+    fn ends_within(&self, at: u64, end: usize) -> Option<Vec<usize>> {
+        let begins = self.behind.iter().map(|(begins, _)| begins.saturating_sub(at));
+        let begins = begins.filter_map(|begins| usize::try_from(begins).ok());
+        let mut ends: Vec<usize> = begins.filter(|begins| (1..end).contains(begins)).collect();
+        ends.push(end);
+        let mut begin = 0;
+        let short = ends.iter().all(|end| {
+            let length = end.saturating_sub(begin);
+            begin = *end;
+            length <= delta::LONGEST
+        });
+        // Of more pieces than are remembered the first ones are not known.
+        let known = self.behind.len() < BEHIND || self.behind.front()?.0 <= at;
+        (short && known).then_some(ends)
     }
 
     /// The chunk of which most stands, or stood, between two places that were gone past.

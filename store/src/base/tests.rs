@@ -8,6 +8,7 @@ use super::{FAR, NEAR, STEP};
 use crate::{
     Id, Recorded, Result, Retention, Store, Thorough,
     catalog::{Base, Place},
+    content::Pieces,
     format::{Entry, key},
     pack::Object,
     tests::{commit, known, noise, put, read, store, write},
@@ -119,6 +120,39 @@ fn nodes_stand_on_each_other() {
     assert!(second.commit.written < 3_000, "{}", second.commit.written);
     assert!(content(&store, &second, "long").unwrap() == long);
     assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+}
+
+#[test]
+fn a_change_in_place_moves_no_boundary() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let mut bytes = noise(2_000_000, 4);
+    let mut last = version(&store, "file", &bytes);
+    let ends = |recorded: &Recorded| {
+        let entry = entry_of(&store, recorded, "file");
+        let mut pieces = Pieces::new(&store, known(&store, STATE).domain, &entry)
+            .unwrap()
+            .unwrap();
+        let mut found = Vec::new();
+        while let Some((at, piece)) = pieces.next_piece().unwrap() {
+            found.push(usize::try_from(at + piece.length).unwrap());
+        }
+        found
+    };
+    let first = ends(&last);
+    // What decided where a chunk ends is gone, one after the other.
+    for end in &first[2..12] {
+        bytes[end - 700..end + 700].copy_from_slice(&noise(1_400, *end as u64));
+        last = version(&store, "file", &bytes);
+        assert!(last.commit.written < 3_000, "{}", last.commit.written);
+        assert_eq!(ends(&last), first);
+    }
+    assert!(content(&store, &last, "file").unwrap() == bytes);
+    // What moved is cut by what it holds.
+    bytes.splice(300..300, noise(50, 6));
+    last = version(&store, "file", &bytes);
+    assert!(last.commit.written < 700_000, "{}", last.commit.written);
+    assert!(content(&store, &last, "file").unwrap() == bytes);
 }
 
 #[test]
