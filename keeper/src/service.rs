@@ -843,9 +843,13 @@ impl Api for Service {
         .await
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
-        self.run(|keeper| {
+    async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+        self.run(move |keeper| {
             let usage = keeper.store().usage()?;
+            let forms = match request.state.as_str() {
+                "" => usage.forms,
+                state => keeper.store().forms(&keeper.known(state)?)?,
+            };
             let states = keeper.store().states()?;
             Ok(api::StatsResponse {
                 packs: usage.packs,
@@ -858,9 +862,21 @@ impl Api for Service {
                 commits: states.iter().filter_map(|state| state.head).map(|(_, n)| n).sum(),
                 free_bytes: keeper.free()?,
                 metrics: keeper.metrics()?,
+                forms: forms.into_iter().map(form).collect(),
                 ..api::StatsResponse::default()
             })
         })
         .await
+    }
+}
+
+fn form(form: store::Form) -> api::Form {
+    api::Form {
+        encoding: form.encoding,
+        chunks: form.chunks,
+        content_bytes: form.content,
+        stored_bytes: form.stored,
+        steps: form.steps,
+        ..api::Form::default()
     }
 }

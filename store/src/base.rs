@@ -79,6 +79,11 @@ pub(crate) fn stands_on(name: impl Fn() -> String, error: Error) -> Error {
     }
 }
 
+/// How many objects are read before one that stands so deep.
+pub(crate) fn steps(depth: u8) -> u8 {
+    depth / STEP + depth % STEP
+}
+
 /// An object as it is written.
 pub(crate) struct Encoded {
     /// The head of its record.

@@ -30,6 +30,7 @@ mod sys;
 mod tests;
 mod told;
 pub mod tree;
+mod usage;
 mod verify;
 mod watermark;
 
@@ -44,6 +45,7 @@ pub use repair::{Lost, Plan};
 pub use rescue::Rescue;
 pub use retention::{DAMAGED, Retention, Rule, Tombstone};
 pub use sign::{PublicKey, Signer};
-pub use store::{FORMAT, Session, Store, Usage};
+pub use store::{FORMAT, Session, Store};
 pub use told::Answer;
+pub use usage::{Form, Usage};
 pub use verify::{Problem, Verified};

@@ -591,47 +591,6 @@ impl Store {
             spared.insert(key);
         }
     }
-
-    /// How many objects and bytes the store has, and in how many packs.
-    ///
-    /// # Errors
-    /// A failing disk.
-    pub fn usage(&self) -> Result<Usage> {
-        let mut usage = Usage::default();
-        for (_, row) in self.catalog.packs()? {
-            usage.packs += 1;
-            usage.bytes += u64::from(row.length);
-        }
-        for (_, domain) in self.catalog.domains()? {
-            self.catalog.objects(domain, |object, _, place| {
-                usage.objects += 1;
-                if object == Object::Chunk {
-                    usage.chunks += 1;
-                    usage.content += u64::from(place.length);
-                    usage.stored += u64::from(place.stored);
-                }
-                Ok(())
-            })?;
-        }
-        Ok(usage)
-    }
-}
-
-/// How much a store holds.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
-    /// Packs.
-    pub packs: u64,
-    /// Bytes in packs.
-    pub bytes: u64,
-    /// Objects of all kinds.
-    pub objects: u64,
-    /// Chunks of content.
-    pub chunks: u64,
-    /// Bytes of different content.
-    pub content: u64,
-    /// Bytes that it takes.
-    pub stored: u64,
 }
 
 /// Adds objects to one domain. While it lives, gc removes nothing.

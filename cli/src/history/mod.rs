@@ -207,8 +207,10 @@ pub enum Command {
     /// Record a plain directory while a command runs: no containers, no root
     #[command(after_help = record::HELP)]
     Record(record::Record),
-    /// What the store holds, and what it takes
+    /// What the store holds, what it takes, and how it is stored
     Stats {
+        /// Only how the chunks of this state are stored
+        state: Option<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -297,7 +299,10 @@ impl Command {
             Command::Timeline { state, .. }
             | Command::Commit { state, .. }
             | Command::Undo { state, .. }
-            | Command::Audit { state, .. } => vec![state],
+            | Command::Audit { state, .. }
+            | Command::Stats {
+                state: Some(state), ..
+            } => vec![state],
             Command::Restore(restore) => vec![&mut restore.version],
             Command::Export(export) => vec![&mut export.version],
             Command::Import { .. }
@@ -307,7 +312,7 @@ impl Command {
             | Command::Keygen { .. }
             | Command::CheckProof { .. }
             | Command::Record(_)
-            | Command::Stats { .. } => Vec::new(),
+            | Command::Stats { state: None, .. } => Vec::new(),
         }
     }
 
@@ -393,6 +398,6 @@ pub fn run(
         Command::Prove { version, path } => store::prove(config, version, path),
         Command::CheckProof { proof, commit } => store::check_proof(proof, commit.as_deref()),
         Command::Record(how) => record::run(how),
-        Command::Stats { json } => store::stats(config, *json),
+        Command::Stats { state, json } => store::stats(config, state.as_deref(), *json),
     }
 }

@@ -421,33 +421,69 @@ pub fn forget(config: &Config, state: &str, yes: bool, erase: bool) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the store holds.
-pub fn stats(config: &Config, as_json: bool) -> Result<ExitCode> {
+/// What the store holds, and how its chunks are stored, or a state's.
+pub fn stats(config: &Config, state: Option<&str>, as_json: bool) -> Result<ExitCode> {
+    let request = api::StatsRequest {
+        state: state.unwrap_or_default().to_owned(),
+        ..api::StatsRequest::default()
+    };
     let done = with_keeper(config, async |client| {
-        said(client.stats(patient(), &api::StatsRequest::default()).await)
+        said(client.stats(patient(), &request).await)
     })?;
     if as_json {
+        let forms: Vec<_> = done
+            .forms
+            .iter()
+            .map(|form| {
+                json!({
+                    "encoding": form.encoding, "chunks": form.chunks, "content_bytes": form.content_bytes,
+                    "stored_bytes": form.stored_bytes, "steps": form.steps,
+                })
+            })
+            .collect();
         let value = json!({
             "states": done.states, "commits": done.commits, "packs": done.packs, "pack_bytes": done.pack_bytes,
             "objects": done.objects, "chunks": done.chunks, "content_bytes": done.content_bytes,
-            "stored_bytes": done.stored_bytes, "free_bytes": done.free_bytes,
+            "stored_bytes": done.stored_bytes, "free_bytes": done.free_bytes, "forms": forms,
         });
         println!("{}", serde_json::to_string_pretty(&value)?);
         return Ok(ExitCode::SUCCESS);
     }
-    table::print(
-        &["", ""],
-        &[
-            vec!["states".into(), done.states.to_string()],
-            vec!["commits".into(), done.commits.to_string()],
-            vec!["different content".into(), table::bytes(done.content_bytes)],
-            vec!["takes".into(), table::bytes(done.stored_bytes)],
-            vec![
-                "packs".into(),
-                format!("{}, {}", done.packs, table::bytes(done.pack_bytes)),
+    if state.is_none() {
+        table::print(
+            &["", ""],
+            &[
+                vec!["states".into(), done.states.to_string()],
+                vec!["commits".into(), done.commits.to_string()],
+                vec!["different content".into(), table::bytes(done.content_bytes)],
+                vec!["takes".into(), table::bytes(done.stored_bytes)],
+                vec![
+                    "packs".into(),
+                    format!("{}, {}", done.packs, table::bytes(done.pack_bytes)),
+                ],
+                vec!["free on the disk".into(), table::bytes(done.free_bytes)],
             ],
-            vec!["free on the disk".into(), table::bytes(done.free_bytes)],
-        ],
+        );
+        println!();
+    }
+    let per = |all: u64, of: u64| all as f64 / of.max(1) as f64;
+    let rows: Vec<_> = done
+        .forms
+        .iter()
+        .map(|form| {
+            vec![
+                form.encoding.clone(),
+                form.chunks.to_string(),
+                table::bytes(form.content_bytes),
+                table::bytes(form.stored_bytes),
+                format!("{:.1}", per(form.content_bytes, form.stored_bytes)),
+                format!("{:.1}", per(form.steps, form.chunks)),
+            ]
+        })
+        .collect();
+    table::print(
+        &["ENCODING", "CHUNKS", "CONTENT", "TAKES", "RATIO", "READ BEFORE"],
+        &rows,
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -243,6 +243,8 @@ fn json_is_what_the_schema_says(d: &Daemon) -> Result<()> {
     let public = format!("{key}.pub");
     schemas.check(d, &["audit", "told", "--public-key", &public])?;
     schemas.check(d, &["stats"])?;
+    let forms = schemas.check(d, &["stats", "told"])?;
+    ensure!(forms["forms"].as_array().is_some(), "{forms}");
     schemas.check(d, &["prune", "--dry-run"])?;
     let socket = d.socket();
     let doctor = ["doctor", "--address", &socket.to_string_lossy()];

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use proptest::prelude::*;
 
-use super::{FAR, NEAR, STEP};
+use super::{FAR, NEAR, steps};
 use crate::{
     Id, Recorded, Result, Retention, Store, Thorough,
     catalog::{Base, Place},
@@ -82,15 +82,23 @@ fn versions_stand_on_each_other_and_never_far() {
             .iter()
             .map(|(recorded, _)| chunk(&store, recorded, "file").1.depth())
             .collect();
-        let steps = |depth: &u8| depth / STEP + depth % STEP;
         assert!(
-            depths.iter().all(|depth| steps(depth) <= NEAR + FAR),
+            depths.iter().all(|depth| steps(*depth) <= NEAR + FAR),
             "{depths:?}"
         );
         let whole = depths.iter().filter(|depth| **depth == 0).count();
         assert_eq!(whole, 3, "{depths:?}");
         let usage = store.usage().unwrap();
         assert!(usage.stored < 3 * 15_000 + 57 * 1_500, "{usage:?}");
+        let forms = store.forms(&known(&store, STATE)).unwrap();
+        assert_eq!(forms, usage.forms, "nobody else has any");
+        let told: Vec<_> = forms
+            .iter()
+            .map(|form| (form.encoding.as_str(), form.chunks))
+            .collect();
+        assert_eq!(told, [("raw", 1), ("zstd", 2), ("prefix", 57)]);
+        let all: u64 = depths.iter().map(|depth| u64::from(steps(*depth))).sum();
+        assert_eq!(forms[2].steps, all);
     }
     let store = store(dir.path());
     assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);

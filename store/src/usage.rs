@@ -1,0 +1,122 @@
+//! What a store holds, what it takes, and how it is stored.
+
+use std::collections::BTreeMap;
+
+use delta::Encoding;
+
+use crate::{
+    base::steps, catalog::Place, error::Result, history::Known, pack::Object, reach::Reached, store::Store,
+};
+
+/// How much a store holds.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Packs.
+    pub packs: u64,
+    /// Bytes in packs.
+    pub bytes: u64,
+    /// Objects of all kinds.
+    pub objects: u64,
+    /// Chunks of content.
+    pub chunks: u64,
+    /// Bytes of different content.
+    pub content: u64,
+    /// Bytes that it takes.
+    pub stored: u64,
+    /// The chunks, by how they are stored.
+    pub forms: Vec<Form>,
+}
+
+/// Chunks that are stored alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Form {
+    /// How: `raw`, `zstd`, `prefix`...
+    pub encoding: String,
+    /// How many.
+    pub chunks: u64,
+    /// Their content, in bytes.
+    pub content: u64,
+    /// What it takes.
+    pub stored: u64,
+    /// How many others have to be read before one of them, all added up.
+    pub steps: u64,
+}
+
+/// How an encoding is called.
+fn name(encoding: Encoding) -> String {
+    format!("{encoding:?}").to_ascii_lowercase()
+}
+
+#[derive(Default)]
+struct Forms(BTreeMap<u8, Form>);
+
+impl Forms {
+    fn add(&mut self, place: &Place) {
+        let form = self.0.entry(place.encoding as u8).or_insert_with(|| Form {
+            encoding: name(place.encoding),
+            chunks: 0,
+            content: 0,
+            stored: 0,
+            steps: 0,
+        });
+        form.chunks += 1;
+        form.content += u64::from(place.length);
+        form.stored += u64::from(place.stored);
+        form.steps += u64::from(steps(place.depth()));
+    }
+
+    fn all(self) -> Vec<Form> {
+        self.0.into_values().collect()
+    }
+}
+
+impl Store {
+    /// How many objects and bytes the store has, and in how many packs.
+    ///
+    /// # Errors
+    /// A failing disk.
+    pub fn usage(&self) -> Result<Usage> {
+        let mut usage = Usage::default();
+        let mut forms = Forms::default();
+        for (_, row) in self.catalog.packs()? {
+            usage.packs += 1;
+            usage.bytes += u64::from(row.length);
+        }
+        for (_, domain) in self.catalog.domains()? {
+            self.catalog.objects(domain, |object, _, place| {
+                usage.objects += 1;
+                if object == Object::Chunk {
+                    usage.chunks += 1;
+                    usage.content += u64::from(place.length);
+                    usage.stored += u64::from(place.stored);
+                    forms.add(&place);
+                }
+                Ok(())
+            })?;
+        }
+        usage.forms = forms.all();
+        Ok(usage)
+    }
+
+    /// How the chunks are stored that the versions of a state need; what they stand on besides is not counted.
+    ///
+    /// # Errors
+    /// A failing disk, a damaged tree.
+    pub fn forms(&self, state: &Known) -> Result<Vec<Form>> {
+        let mut reached = Reached::new();
+        for (id, commit) in self.live_commits(state.domain)? {
+            if commit.state == state.name {
+                self.reach(state.domain, id, &commit, &mut reached)?;
+            }
+        }
+        let mut forms = Forms::default();
+        for (object, id) in reached {
+            if object == Object::Chunk
+                && let Some(place) = self.place(state.domain, object, id)?
+            {
+                forms.add(&place);
+            }
+        }
+        Ok(forms.all())
+    }
+}
