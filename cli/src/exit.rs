@@ -8,6 +8,8 @@ pub const FAILED: u8 = 1;
 pub const NOT_FOUND: u8 = 3;
 /// It was looked, and something is wrong.
 pub const PROBLEMS: u8 = 4;
+/// The chain is whole, and commits of it are not signed by a key that was given.
+pub const UNSIGNED: u8 = 5;
 /// Ctrl-C: what 128 + SIGINT says everywhere.
 pub const INTERRUPTED: u8 = 130;
 
@@ -19,6 +21,7 @@ Exit status:
   2    the command line is wrong
   3    there is no such state, version or path
   4    looked, and something is wrong (verify, audit, doctor)
+  5    commits are not signed by a key that was given (audit --public-key)
   130  ended by Ctrl-C; nothing is half done
   141  the reader of the output went away (| head)";
 
@@ -52,6 +55,7 @@ pub fn of(error: &anyhow::Error) -> ExitCode {
         Some(ttrpc::Code::CANCELLED) => INTERRUPTED,
         Some(ttrpc::Code::NOT_FOUND) => NOT_FOUND,
         Some(ttrpc::Code::DATA_LOSS) => PROBLEMS,
+        Some(ttrpc::Code::UNAUTHENTICATED) => UNSIGNED,
         _ => FAILED,
     })
 }

@@ -72,6 +72,7 @@ impl From<Error> for ttrpc::Error {
                 Code::FAILED_PRECONDITION
             }
             Error::Store(store::Error::Stopped) => Code::CANCELLED,
+            Error::Store(store::Error::Signature(_)) => Code::UNAUTHENTICATED,
             Error::Store(store::Error::Damaged { .. } | store::Error::Missing(_)) => Code::DATA_LOSS,
             _ => Code::UNKNOWN,
         };

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, ops::ControlFlow};
 
 use crate::{
-    error::{Result, damaged},
+    error::{Error, Result, damaged},
     history::Known,
     id::Id,
     sign::PublicKey,
@@ -63,10 +63,11 @@ impl Store {
                         audited.signed += 1;
                     }
                     Some(_) => {
-                        return Err(damaged(
-                            format!("commit {at} of {} ({})", state.name, recorded.id.short()),
-                            "its signature is by none of the keys that were given",
-                        ));
+                        return Err(Error::Signature(format!(
+                            "commit {at} of {} ({})",
+                            state.name,
+                            recorded.id.short()
+                        )));
                     }
                 }
             }

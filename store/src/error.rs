@@ -29,6 +29,12 @@ pub enum Error {
         /// How it shows.
         problem: String,
     },
+    /// A commit that somebody else has signed.
+    #[error(
+        "the signature of {0} is by none of the keys that were given: name every key that its node has signed with; \
+         else somebody else has signed it"
+    )]
+    Signature(String),
     /// Something that should be there and is not.
     #[error("{0} is missing from the store; `diffkeeper verify` lists all that is")]
     Missing(String),

@@ -348,7 +348,11 @@ pub fn audit(config: &Config, state: &str, keys: &[PathBuf], as_json: bool) -> R
             );
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if checked && done.unsigned_count > 0 {
+        ExitCode::from(crate::exit::UNSIGNED)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// Makes a key.
