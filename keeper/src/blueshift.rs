@@ -8,6 +8,7 @@
 //! are read, and one that was read while it could not be flushed is looked at again next time, whatever its times say.
 
 use std::{
+    cell::RefCell,
     collections::{HashMap, HashSet},
     fs::File,
     io,
@@ -102,6 +103,39 @@ struct Read {
     bytes: u64,
 }
 
+/// What is in directories too deep to be recorded: how much, and the first.
+#[derive(Debug, Default)]
+struct Beyond {
+    count: u64,
+    first: Vec<u8>,
+}
+
+impl Beyond {
+    fn add(&mut self, key: &[u8]) {
+        if self.count == 0 {
+            self.first = key.to_vec();
+        }
+        self.count += 1;
+    }
+
+    /// A commit's message, which says of what is not in it.
+    fn told(&self, message: &str) -> String {
+        if self.count == 0 {
+            return message.to_owned();
+        }
+        // A name at the end of a path that is 32 KiB long is not what anybody reads it for.
+        let shown: String = Shown(&self.first).to_string().chars().take(80).collect();
+        let told = format!(
+            "left out, too deep or too long to be recorded: {} beginning with {shown}...",
+            self.count
+        );
+        match message {
+            "" => told,
+            message => format!("{message} ({told})"),
+        }
+    }
+}
+
 /// All that a walk found.
 struct Scan {
     seen: Vec<Seen>,
@@ -163,7 +197,7 @@ impl Capture<'_> {
             progress,
         };
         let mut began = Instant::now();
-        let first = self.scan()?;
+        let (first, beyond) = self.scan()?;
         let suspects = first.seen.iter().filter(|seen| {
             let look = tree::look(&seen.stat);
             looks.get(&seen.key) != Some(&look)
@@ -295,7 +329,7 @@ impl Capture<'_> {
             image: self.image.into(),
             consistency: consistency as i32,
             reason: self.reason as i32,
-            message: self.message.unwrap_or_default().into(),
+            message: beyond.told(self.message.unwrap_or_default()),
             pause: u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX),
             ..Commit::default()
         };
@@ -311,14 +345,23 @@ impl Capture<'_> {
         Ok(looks)
     }
 
-    fn scan(&self) -> Result<Scan> {
+    /// What there is, and what is too deep to be recorded.
+    fn scan(&self) -> Result<(Scan, Beyond)> {
         let at = SystemTime::now();
         let mut seen = Vec::new();
+        let beyond = RefCell::<Beyond>::default();
         let mut tops: Vec<&Top> = self.tops.iter().collect();
         tops.sort_by(|a, b| a.name.cmp(&b.name));
         for top in tops {
             let excluded = self.excluded(top);
-            let wanted = |key: &[u8]| !excluded.iter().any(|excluded| excluded == key);
+            let wanted = |key: &[u8]| {
+                let wanted = !excluded.iter().any(|excluded| excluded == key);
+                if wanted && tree::is_beyond(key) {
+                    beyond.borrow_mut().add(key);
+                    return false;
+                }
+                wanted
+            };
             tree::walk(&top.path, &top.name, wanted, |found| {
                 if !tree::is_socket(&found.stat) {
                     seen.push(found);
@@ -327,7 +370,7 @@ impl Capture<'_> {
             })
             .on("walk", &top.path)?;
         }
-        Ok(Scan { seen, at })
+        Ok((Scan { seen, at }, beyond.into_inner()))
     }
 
     /// The keys of what is excluded of a tree.
@@ -361,6 +404,7 @@ impl Capture<'_> {
                     .is_some_and(|rest| rest.first().is_none_or(|b| *b == 0))
             });
             !of.is_some_and(|(_, excluded)| excluded.iter().any(|excluded| excluded == key))
+                && !tree::is_beyond(key)
         };
         let of = self.tops.first().map(|top| top.path.clone()).unwrap_or_default();
         again.look(open, &wanted).on("look again at", &of)

@@ -367,3 +367,61 @@ fn a_part_of_a_tree() {
             .contains("nothing")
     );
 }
+
+/// Makes directories one in the other, so deep that no path reaches the lowest.
+fn deep(top: &Path, levels: usize) {
+    let mut dir = tree::top(top).unwrap();
+    for level in 0..levels {
+        let name = format!("d{level}");
+        nix::sys::stat::mkdirat(&dir, name.as_str(), Mode::S_IRWXU).unwrap();
+        dir = nix::fcntl::openat(&dir, name.as_str(), tree::DIR, Mode::empty()).unwrap();
+    }
+    nix::sys::stat::mknodat(&dir, "lowest", SFlag::S_IFREG, Mode::S_IRUSR, 0).unwrap();
+}
+
+#[test]
+fn what_is_too_deep_is_left_out_and_the_commit_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = dir.path().join("upper");
+    fs::create_dir_all(upper.join("deep")).unwrap();
+    deep(&upper.join("deep"), tree::DEEPEST + 20);
+    fs::write(upper.join("kept"), b"kept").unwrap();
+    let store = store(dir.path());
+    let first = capture(&store, &upper, None, None).unwrap();
+    assert!(
+        first.commit.message.contains("left out"),
+        "{}",
+        first.commit.message
+    );
+    // The top, `deep`, what is in it, and `kept`.
+    assert_eq!(first.commit.entries, 3 + tree::DEEPEST as u64 - 2);
+    assert!(
+        capture(&store, &upper, None, None).is_none(),
+        "nothing has changed"
+    );
+    fs::write(upper.join("kept"), b"kept on").unwrap();
+    let late = Late(&upper, Mutex::default());
+    fs::write(upper.join("long"), b"long").unwrap();
+    fs::write(upper.join("goes"), b"goes").unwrap();
+    let next = capture(&store, &upper, Some(&late), Some("by hand")).unwrap();
+    assert!(
+        next.commit.message.starts_with("by hand (left out"),
+        "{}",
+        next.commit.message
+    );
+    let to = dir.path().join("to");
+    let plan = Plan {
+        domain: store.state("ctr/default/web").unwrap().unwrap().domain,
+        tree: next.commit.tree_id().unwrap(),
+        below: None,
+        tops: HashMap::from([(b"rootfs".to_vec(), to.clone())]),
+        overlay: false,
+        sync: false,
+    };
+    plan.run(&store, &Progress::default()).unwrap();
+    assert_eq!(fs::read(to.join("kept")).unwrap(), b"kept on");
+    // Without it the state is recorded as any other.
+    fs::rename(upper.join("deep"), dir.path().join("elsewhere")).unwrap();
+    let without = capture(&store, &upper, None, None).unwrap();
+    assert_eq!(without.commit.message, "");
+}

@@ -87,6 +87,12 @@ pub(crate) fn is_socket(stat: &FileStat) -> bool {
     stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
 }
 
+/// Whether an entry is deeper or its key longer than the store takes.
+pub(crate) fn is_beyond(key: &[u8]) -> bool {
+    let deep = || key.iter().filter(|b| **b == 0).count() >= DEEPEST;
+    key.len() > LONGEST_KEY || key.len() > DEEPEST && deep()
+}
+
 /// Every entry of a tree in the order of its key, the top first. What vanishes on the way is left out. `wanted` says
 /// which keys are looked at, and below which nothing is.
 ///
@@ -136,7 +142,7 @@ pub(crate) fn walk_from(
         if !wanted(&key) {
             continue;
         }
-        if key.len() > LONGEST_KEY || stack.len() >= DEEPEST {
+        if is_beyond(&key) {
             return Err(io::Error::other(format!(
                 "{} is deeper or longer than can be recorded ({DEEPEST} levels, {LONGEST_KEY} bytes)",
                 store::format::Shown(&key)
@@ -259,7 +265,7 @@ pub(crate) fn directories(path: &Path, mut each: impl FnMut(&Path) -> io::Result
     walk(
         path,
         b"",
-        |_| true,
+        |key| !is_beyond(key),
         |seen| {
             if seen.stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
                 let (_, below) = store::format::place(&seen.key);
