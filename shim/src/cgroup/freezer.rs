@@ -48,8 +48,9 @@ impl Cgroup {
             others,
             watchdog: None,
         };
+        // Whoever wrote in this millisecond may not have been told of to its end.
         match frozen.switch.state()? {
-            State::Thawed => {}
+            State::Thawed if !frozen.used() => {}
             found => {
                 watchdog.dismiss();
                 return if found == State::Frozen {
@@ -60,13 +61,10 @@ impl Cgroup {
             }
         }
         let since = Instant::now();
-        frozen.switch.write(frozen.switch.frozen)?;
-        // Our own write is among these, but not the end of another's: a pause, since it ran a moment ago.
-        if frozen.used().contains(AddWatchFlags::IN_CLOSE_WRITE) {
-            watchdog.dismiss();
-            return Err(meddled(&frozen.switch));
-        }
         frozen.watchdog = Some(watchdog);
+        frozen.switch.write(frozen.switch.frozen)?;
+        // That was us.
+        frozen.used();
         while frozen.switch.state()? != State::Frozen {
             if since.elapsed() > LIMIT {
                 frozen.thaw()?;
@@ -77,6 +75,9 @@ impl Cgroup {
             }
             std::thread::sleep(POLL);
         }
+        // What is told of only now may have been written before: to leave it frozen for that would be a guess.
+        std::thread::sleep(POLL);
+        frozen.used();
         Ok(frozen)
     }
 
@@ -84,7 +85,7 @@ impl Cgroup {
         // That the container runs is certain: these must not be taken for one that does not.
         let own = self
             .own_directory()
-            .map_err(|error| Error::Unavailable(error.to_string()))?;
+            .map_err(|error| Error::Unimplemented(error.to_string()))?;
         let (path, stood, frozen, thawed) = match &self.version {
             // A freezer that the container does not have to itself would stop others.
             Version::V1(group) => {
@@ -92,7 +93,7 @@ impl Cgroup {
                     .controller("freezer")
                     .filter(|freezer| freezer.file_name() == own.file_name())
                     .ok_or_else(|| {
-                        Error::Unavailable("the container has no freezer cgroup of its own".into())
+                        Error::Unimplemented("the container has no freezer cgroup of its own".into())
                     })?;
                 (freezer.join("freezer.state"), None, "FROZEN", "THAWED")
             }
@@ -120,10 +121,12 @@ impl Frozen {
     /// # Errors
     /// The kernel's; a cgroup that is gone has nothing to thaw.
     pub fn thaw(&mut self) -> Result<bool> {
-        let alone = self.used().is_empty();
+        let alone = !self.used();
         let Some(watchdog) = self.watchdog.take() else {
             return Ok(alone && self.switch.state()? == State::Frozen);
         };
+        // A pause that falls between this look and the write is undone, as one is that comes in a standstill's first
+        // moment: a container that is left frozen by a guess would be worse.
         if alone {
             // Before the watchdog goes: one that is left behind by a failure tries again.
             match self.switch.write(self.switch.thawed) {
@@ -136,23 +139,19 @@ impl Frozen {
         Ok(alone)
     }
 
-    /// How the switch was used since this was last asked.
-    fn used(&self) -> AddWatchFlags {
+    /// Whether the switch was used since this was last asked.
+    fn used(&self) -> bool {
         // Nothing to read is an error of this descriptor.
-        let events = self
-            .others
-            .as_ref()
-            .map(|others| others.read_events().unwrap_or_default());
-        let events = events.into_iter().flatten();
-        events.fold(AddWatchFlags::empty(), |all, event| all | event.mask)
+        let events = self.others.as_ref().map(Inotify::read_events);
+        events.is_some_and(|events| events.is_ok_and(|events| !events.is_empty()))
     }
 }
 
-/// Tells of those who write to a file and of those who are done with it. Who opened it before is not told of that.
+/// Tells of those who write to a file.
 fn others(file: &Path) -> Option<Inotify> {
     let others = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
-    let what = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE;
-    others.add_watch(file, what).ok().map(|_| others)
+    let watch = others.add_watch(file, AddWatchFlags::IN_MODIFY);
+    watch.ok().map(|_| others)
 }
 
 fn meddled(switch: &Switch) -> Error {
@@ -173,7 +172,6 @@ enum State {
 /// What freezes a cgroup.
 struct Switch {
     path: PathBuf,
-    /// Open for as long as it is in use: closing it would look like another's use.
     file: File,
     /// v2: what tells whether all stand still.
     events: Option<PathBuf>,
