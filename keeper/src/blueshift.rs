@@ -30,6 +30,7 @@ use crate::{
     again::{Again, Difference, merged},
     error::{Context, Error, Result},
     progress::Progress,
+    quiesce::{Doubt, Quiesced},
     tree::{self, Near, Seen},
 };
 
@@ -44,6 +45,8 @@ const CALM: Duration = Duration::from_millis(20);
 const SMALL: u64 = 64 << 10;
 /// One that writes faster than it can be read is not caught up with.
 const ROUNDS: usize = 4;
+/// How often the container is stopped for one commit, where it could not be read in the time that it may stand still.
+const STOPS: usize = 3;
 
 /// One tree to record.
 #[derive(Debug, Clone)]
@@ -66,6 +69,22 @@ pub trait Freezer: Sync {
 
     /// Lets them go on; says whether they stood still all the time.
     fn thaw(&self) -> bool;
+
+    /// Has them make themselves ready to be recorded; false where they have no way to.
+    ///
+    /// # Errors
+    /// When they try and fail.
+    fn quiesce(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Tells them that it is over, once for each [`Freezer::quiesce`].
+    ///
+    /// # Errors
+    /// When what they do then fails.
+    fn release(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What is to be recorded, and how.
@@ -224,74 +243,88 @@ impl Capture<'_> {
         let flush = self.freezer.is_some();
         let mut read = recorder.read(&suspects, &links, first.at, flush)?;
         let mut first = first;
-        if self.freezer.is_some() {
-            for _ in 0..ROUNDS {
-                if began.elapsed() < CALM {
-                    break;
-                }
-                began = Instant::now();
-                let at = SystemTime::now();
-                let again = first.again(&read);
-                let difference = self.difference(&again)?;
-                self.follow(&first, &difference, &mut links);
-                let changed: Vec<&Seen> = difference.changed.iter().collect();
-                read.extend(recorder.read(&changed, &links, at, flush)?);
-                first = Scan {
-                    seen: merged(first.seen, &difference),
-                    at,
-                };
+        let mut pause = Duration::ZERO;
+        let mut doubt = None;
+        let consistency = match self.freezer {
+            None if (self.undisturbed)() => Consistency::Quiet,
+            None => {
+                doubt = Some(Doubt::Disturbed);
+                Consistency::Fuzzy
             }
-        }
-        let (last, consistency, pause) = match self.freezer {
-            None if (self.undisturbed)() => (first, Consistency::Quiet, Duration::ZERO),
-            // A container has taken it meanwhile.
-            None => (first, Consistency::Fuzzy, Duration::ZERO),
             Some(freezer) => {
-                let again = first.again(&read);
-                // Most is behind us: what is lost if this takes long is the rest.
-                let frozen = freezer.freeze(self.max_pause);
-                let began = Instant::now();
-                let at = SystemTime::now();
-                let found = self.difference(&again).and_then(|difference| {
-                    self.follow(&first, &difference, &mut links);
-                    let changed: Vec<&Seen> = difference.changed.iter().collect();
-                    let fresh = recorder.read(&changed, &links, at, false)?;
-                    Ok((difference, fresh))
-                });
-                let pause = began.elapsed();
-                let stood = freezer.thaw();
-                let (difference, mut fresh) = found?;
-                for again in fresh.values_mut() {
-                    // Not flushed: a later store to a page that is dirty now would move no time.
-                    if again.entry.what() == Kind::File {
-                        again.look = None;
+                let quiesced = Quiesced::begin(freezer);
+                let mut stops = 0;
+                let outcome = loop {
+                    stops += 1;
+                    for _ in 0..ROUNDS {
+                        if began.elapsed() < CALM {
+                            break;
+                        }
+                        began = Instant::now();
+                        let at = SystemTime::now();
+                        let again = first.again(&read);
+                        let difference = self.difference(&again)?;
+                        self.follow(&first, &difference, &mut links);
+                        let changed: Vec<&Seen> = difference.changed.iter().collect();
+                        read.extend(recorder.read(&changed, &links, at, flush)?);
+                        first = Scan {
+                            seen: merged(first.seen, &difference),
+                            at,
+                        };
                     }
-                }
-                read.extend(fresh);
-                let last = Scan {
-                    seen: merged(first.seen, &difference),
-                    at,
+                    let again = first.again(&read);
+                    // Most is behind us: what is lost if this takes long is the rest.
+                    let frozen = freezer.freeze(self.max_pause);
+                    let stopped = Instant::now();
+                    let at = SystemTime::now();
+                    let found = self.difference(&again).and_then(|difference| {
+                        self.follow(&first, &difference, &mut links);
+                        let changed: Vec<&Seen> = difference.changed.iter().collect();
+                        let fresh = recorder.read(&changed, &links, at, false)?;
+                        Ok((difference, fresh))
+                    });
+                    pause = stopped.elapsed();
+                    let stood = freezer.thaw();
+                    let (difference, mut fresh) = found?;
+                    for again in fresh.values_mut() {
+                        // Not flushed: a later store to a page that is dirty now would move no time.
+                        if again.entry.what() == Kind::File {
+                            again.look = None;
+                        }
+                    }
+                    read.extend(fresh);
+                    first = Scan {
+                        seen: merged(first.seen, &difference),
+                        at,
+                    };
+                    match frozen {
+                        Ok(true) if !stood && stops < STOPS => began = stopped,
+                        Ok(true) if stood => break Ok(Consistency::Crash),
+                        Ok(false) => break Ok(Consistency::Quiet),
+                        Ok(true) if pause >= self.max_pause => break Err(Doubt::TooMuch(self.max_pause)),
+                        Ok(true) => break Err(Doubt::Interrupted),
+                        Err(error) => break Err(Doubt::NotStopped(error.to_string())),
+                    }
                 };
-                let consistency = match frozen {
-                    Ok(true) if stood => Consistency::Crash,
-                    Ok(false) => Consistency::Quiet,
-                    Ok(true) => Consistency::Fuzzy,
-                    Err(error) => {
-                        tracing::warn!(state = self.state.name, %error, "the container could not be stopped: the commit is fuzzy");
+                let ready = quiesced.ready;
+                doubt = quiesced.end();
+                match outcome {
+                    Ok(Consistency::Crash) if ready => Consistency::Application,
+                    Ok(consistency) => consistency,
+                    Err(why) => {
+                        doubt = Some(why);
                         Consistency::Fuzzy
                     }
-                };
-                (
-                    last,
-                    consistency,
-                    if consistency == Consistency::Crash {
-                        pause
-                    } else {
-                        Duration::ZERO
-                    },
-                )
+                }
             }
         };
+        if let Some(doubt) = &doubt {
+            tracing::warn!(state = self.state.name, %consistency, %doubt, "a commit is not what it might be");
+        }
+        if !matches!(consistency, Consistency::Crash | Consistency::Application) {
+            pause = Duration::ZERO;
+        }
+        let last = first;
         // What was read and is gone again has never been.
         let there: HashSet<&[u8]> = last.seen.iter().map(|seen| seen.key.as_slice()).collect();
         read.retain(|key, _| there.contains(key.as_slice()));
@@ -331,6 +364,7 @@ impl Capture<'_> {
             reason: self.reason as i32,
             message: beyond.told(self.message.unwrap_or_default()),
             pause: u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX),
+            doubt: doubt.map(|doubt| doubt.to_string()).unwrap_or_default(),
             ..Commit::default()
         };
         Ok(Some(session.commit(self.state, commit, renew)?))

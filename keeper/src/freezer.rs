@@ -8,7 +8,7 @@ use std::{
 };
 
 use keeper_api::shim::{
-    shim::{FreezeRequest, ThawRequest},
+    shim::{FreezeRequest, HookRequest, ThawRequest},
     shim_ttrpc::FreezerClient,
 };
 use live::Holder;
@@ -18,6 +18,13 @@ use crate::blueshift::Freezer;
 
 /// How long a shim may take to answer: a freeze takes at most 20 ms, an exec that must end first longer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a hook may take, and the shim a little longer to say so.
+const HOOK: Duration = Duration::from_secs(15);
+/// A container that cannot be stopped at once, because a process of it waits for a disk, is given this much time before
+/// it is tried again, and twice as much each time.
+const QUIETER: Duration = Duration::from_millis(10);
+const TRIES: u32 = 5;
 
 /// The shim of a state's holder.
 pub struct Shim {
@@ -56,9 +63,36 @@ impl Shim {
                     ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::FAILED_PRECONDITION => {
                         io::Error::new(io::ErrorKind::NotFound, status.message)
                     }
+                    ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::UNAVAILABLE => {
+                        io::Error::new(io::ErrorKind::ResourceBusy, status.message)
+                    }
+                    ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::UNIMPLEMENTED => {
+                        io::Error::new(io::ErrorKind::Unsupported, status.message)
+                    }
+                    ttrpc::Error::RpcStatus(status) => io::Error::other(status.message),
                     other => io::Error::other(other.to_string()),
                 })
         })
+    }
+
+    fn hook(&self, after: bool) -> io::Result<bool> {
+        if self.socket.as_os_str().is_empty() {
+            return Ok(false);
+        }
+        let request = HookRequest {
+            container_id: self.container.clone(),
+            after,
+            ..HookRequest::default()
+        };
+        let asked = self.call(async |client| client.hook(context::with_duration(HOOK), &request).await);
+        match asked {
+            Ok(response) => Ok(response.ran),
+            // It has not started or has ended; its shim is of a version that knows no hooks.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::Unsupported) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -72,7 +106,16 @@ impl Freezer for Shim {
             limit_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
             ..FreezeRequest::default()
         };
-        let asked = self.call(async |client| client.freeze(context::with_duration(PATIENCE), &request).await);
+        let freeze =
+            || self.call(async |client| client.freeze(context::with_duration(PATIENCE), &request).await);
+        let mut asked = freeze();
+        for n in 1..TRIES {
+            if !matches!(&asked, Err(error) if error.kind() == io::ErrorKind::ResourceBusy) {
+                break;
+            }
+            std::thread::sleep(QUIETER * 2u32.pow(n - 1));
+            asked = freeze();
+        }
         match asked {
             Ok(response) => {
                 self.token.store(response.token, Ordering::Relaxed);
@@ -96,5 +139,12 @@ impl Freezer for Shim {
         // The shim does it by itself when the time is up.
         self.call(async |client| client.thaw(context::with_duration(PATIENCE), &request).await)
             .is_ok_and(|response| response.stood_still)
+    }
+    fn quiesce(&self) -> io::Result<bool> {
+        self.hook(false)
+    }
+
+    fn release(&self) -> io::Result<()> {
+        self.hook(true).map(drop)
     }
 }

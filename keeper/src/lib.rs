@@ -10,6 +10,7 @@ pub mod keeper;
 pub mod metrics;
 pub mod owner;
 pub mod progress;
+mod quiesce;
 mod reclaim;
 pub mod recording;
 pub mod redshift;

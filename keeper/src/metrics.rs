@@ -64,6 +64,8 @@ struct Inner {
     restore_failures: u64,
     reclaimed_trees: u64,
     reclaimed_histories: u64,
+    /// By why: commits that are not of the consistency that they might be of.
+    doubts: BTreeMap<String, u64>,
     /// By state: when it was last recorded, nanoseconds since 1970.
     last: BTreeMap<String, i64>,
 }
@@ -77,6 +79,9 @@ impl Counts {
                 inner.commits += 1;
                 if recorded.commit.pause > 0 {
                     inner.pauses.add(Duration::from_nanos(recorded.commit.pause));
+                }
+                if let Some((why, _)) = recorded.commit.doubt.split_once(':') {
+                    *inner.doubts.entry(why.to_owned()).or_default() += 1;
                 }
                 inner
                     .last
@@ -202,6 +207,10 @@ impl Keeper {
             "diffkeeper_recovery_duration_seconds",
             "How long restores took.",
         );
+        text.push_str("# HELP diffkeeper_doubtful_commit_total Commits that are not of the consistency that they might be of.\n# TYPE diffkeeper_doubtful_commit_total counter\n");
+        for (why, count) in inner.doubts {
+            let _ = writeln!(text, "diffkeeper_doubtful_commit_total{{why=\"{why}\"}} {count}");
+        }
         let now = crate::keeper::now();
         text.push_str("# HELP diffkeeper_last_commit_age_seconds Since a state's last commit.\n# TYPE diffkeeper_last_commit_age_seconds gauge\n");
         for (state, time) in inner.last {

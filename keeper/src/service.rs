@@ -232,6 +232,7 @@ fn message(keeper: &Keeper, recorded: &Recorded, tags: Vec<String>, given_up: St
         pause_ns: of.pause,
         tags,
         given_up,
+        doubt: of.doubt.clone(),
         ..api::Commit::default()
     }
 }

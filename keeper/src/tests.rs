@@ -425,3 +425,91 @@ fn what_is_too_deep_is_left_out_and_the_commit_says_so() {
     let without = capture(&store, &upper, None, None).unwrap();
     assert_eq!(without.commit.message, "");
 }
+
+/// A container that is let go on too early, `early` times, and changes something each time.
+struct Restless<'a> {
+    upper: &'a Path,
+    early: usize,
+    said: Mutex<Vec<&'static str>>,
+    ready: io::Result<bool>,
+}
+
+impl Restless<'_> {
+    fn says(&self, word: &'static str) -> usize {
+        let mut said = self.said.lock().unwrap();
+        said.push(word);
+        said.iter().filter(|said| **said == word).count()
+    }
+}
+
+impl Freezer for Restless<'_> {
+    fn freeze(&self, _: Duration) -> io::Result<bool> {
+        let times = self.says("freeze");
+        fs::write(self.upper.join("n"), times.to_string())?;
+        Ok(true)
+    }
+
+    fn thaw(&self) -> bool {
+        self.says("thaw") > self.early
+    }
+
+    fn quiesce(&self) -> io::Result<bool> {
+        self.says("quiesce");
+        match &self.ready {
+            Ok(ready) => Ok(*ready),
+            Err(error) => Err(io::Error::other(error.to_string())),
+        }
+    }
+
+    fn release(&self) -> io::Result<()> {
+        self.says("release");
+        Ok(())
+    }
+}
+
+#[test]
+fn what_was_interrupted_is_tried_again_and_what_stays_so_says_why() {
+    use store::format::Consistency::{Application, Crash, Fuzzy};
+    let failed = || Err(io::Error::other("it did not"));
+    for (early, ready, consistency, doubt) in [
+        (0, Ok(false), Crash, ""),
+        (2, Ok(false), Crash, ""),
+        (
+            9,
+            Ok(false),
+            Fuzzy,
+            "interrupted: somebody else let the container go on",
+        ),
+        (1, Ok(true), Application, ""),
+        (1, failed(), Crash, "hook: it did not"),
+        (
+            9,
+            failed(),
+            Fuzzy,
+            "interrupted: somebody else let the container go on",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let upper = dir.path().join("upper");
+        fs::create_dir(&upper).unwrap();
+        fs::write(upper.join("n"), "0").unwrap();
+        let told = !matches!(ready, Ok(false));
+        let restless = Restless {
+            upper: &upper,
+            early,
+            said: Mutex::default(),
+            ready,
+        };
+        let recorded = capture(&store(dir.path()), &upper, Some(&restless), None).unwrap();
+        let commit = &recorded.commit;
+        assert_eq!(
+            (commit.consistency, commit.doubt.as_str()),
+            (consistency as i32, doubt)
+        );
+        let said = restless.said.lock().unwrap();
+        let stops = (early + 1).min(3);
+        assert_eq!(said.iter().filter(|said| **said == "freeze").count(), stops);
+        assert_eq!(said.first(), Some(&"quiesce"));
+        assert_eq!(said.last() == Some(&"release"), told, "{said:?}");
+    }
+}

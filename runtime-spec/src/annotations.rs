@@ -6,7 +6,7 @@ use crate::{Error, config::Reclaim, duration};
 
 const PREFIX: &str = "diffkeeper.io/";
 /// Keys with a meaning in this version, without the prefix.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 14] = [
     "state",
     "paths",
     "exclude",
@@ -19,9 +19,11 @@ const KNOWN: [&str; 12] = [
     "capture",
     "restore",
     "from",
+    "pre-commit",
+    "post-commit",
 ];
 /// Keys with a meaning in a later one: refused, so that nobody relies on what is not there.
-const LATER: [&str; 4] = ["pre-commit", "post-commit", "retention", "interval"];
+const LATER: [&str; 2] = ["retention", "interval"];
 
 /// What to do on a node that does not have the state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,6 +85,10 @@ pub struct Annotations {
     pub restore: Option<String>,
     /// What a state that is new begins with.
     pub from: Option<From>,
+    /// A command that is run in the container before a commit; empty for none.
+    pub pre_commit: Vec<String>,
+    /// A command that is run in the container after one; empty for none.
+    pub post_commit: Vec<String>,
 }
 
 /// A version of another state.
@@ -175,6 +181,8 @@ impl Annotations {
                         version: version.to_owned(),
                     });
                 }
+                "pre-commit" => parsed.pre_commit = command(value).map_err(bad)?,
+                "post-commit" => parsed.post_commit = command(value).map_err(bad)?,
                 _ if short == "state" || short.starts_with("state.") => {}
                 _ if LATER.contains(&short) => {
                     return Err(bad("this version does not support it yet".into()));
@@ -186,6 +194,19 @@ impl Annotations {
             }
         }
         Ok(parsed)
+    }
+}
+
+/// A command: a JSON array of its words, or words as a shell splits them. No shell runs it.
+fn command(text: &str) -> Result<Vec<String>, String> {
+    let words = if text.trim_start().starts_with('[') {
+        serde_json::from_str(text).map_err(|e| format!("expected a JSON array of words: {e}"))?
+    } else {
+        shlex::split(text).ok_or("a quote is not closed, or nothing follows a backslash")?
+    };
+    match words.first() {
+        Some(program) if !program.is_empty() && !text.contains('\0') => Ok(words),
+        _ => Err("expected a command".into()),
     }
 }
 
@@ -267,6 +288,10 @@ mod tests {
         );
         assert_eq!(parse("diffkeeper.io/exclude", "").unwrap().exclude, Some(vec![]));
         assert!(parse("diffkeeper.io/state.web", "x").is_ok());
+        for value in [r#"sh -c "sync; date""#, r#" ["sh", "-c", "sync; date"]"#] {
+            let hook = parse("diffkeeper.io/pre-commit", value).unwrap().pre_commit;
+            assert_eq!(hook, ["sh", "-c", "sync; date"]);
+        }
     }
 
     #[test]
@@ -284,6 +309,9 @@ mod tests {
             ("on-image-change", "ask"),
             ("after-crashes", "0"),
             ("restore", "head"),
+            ("pre-commit", "sh -c 'sync"),
+            ("pre-commit", "[1]"),
+            ("post-commit", " "),
         ] {
             let error = parse(&format!("diffkeeper.io/{key}"), value)
                 .unwrap_err()

@@ -24,6 +24,7 @@ use crate::{
     cgroup::Cgroup,
     error::{Context, Error, Result},
     freeze::Standstill,
+    hooks::{self, Hooks},
     io::{IoOptions, Stdio},
     keep::Root,
     keeper::Keeper,
@@ -65,6 +66,7 @@ pub struct Container {
     runc: Runc,
     options: Options,
     namespace: String,
+    hooks: Hooks,
 }
 
 #[derive(Clone)]
@@ -107,6 +109,7 @@ impl Container {
         let kill_all_on_exit = spec.parsed.shares_pid_namespace();
         let runc = Runc::new(&options, namespace, &bundle, reaper);
         let keeper = Keeper::of(&config, crate::keep::config_file(&options), reaper);
+        let hooks = Hooks::of(&spec);
         let mut root = Root::prepare(client, request, spec, reaper, config, keeper).await?;
 
         let stdio = Stdio {
@@ -149,6 +152,7 @@ impl Container {
             runc,
             options,
             namespace: namespace.to_owned(),
+            hooks,
         };
         if !restoring && let Err(error) = container.create_init().await {
             container.undo_create().await;
@@ -555,6 +559,32 @@ impl Container {
         self.standstill.begin(cgroup, limit).await
     }
 
+    /// Runs what the annotations want to be run in it before or after a commit; says whether there is anything.
+    ///
+    /// # Errors
+    /// A container that does not run, or a command that fails.
+    pub async fn hook(&self, after: bool, reaper: &Reaper) -> Result<bool> {
+        let Some(command) = self.hooks.command(after) else {
+            return Ok(false);
+        };
+        if self.init.status() != Status::Running {
+            return Err(Error::FailedPrecondition(format!(
+                "nothing can be run in a {} container",
+                self.init.status().word()
+            )));
+        }
+        let _moving = self.standstill.moving().await;
+        let options = CreateOptions {
+            pid_file: PathBuf::new(),
+            console_socket: None,
+            no_pivot: false,
+            no_new_keyring: false,
+        };
+        hooks::run(&self.runc, reaper, &self.id, &self.bundle, options, command)
+            .await
+            .map(|()| true)
+    }
+
     /// Signals init (or all of the container) or an exec.
     ///
     /// # Errors
@@ -717,7 +747,11 @@ fn deletable(process: &Process) -> Result<()> {
     }
 }
 
-fn write_private(file: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file that only root reads.
+///
+/// # Errors
+/// A disk that cannot be written.
+pub fn write_private(file: &Path, bytes: &[u8]) -> Result<()> {
     use std::{io::Write, os::unix::fs::OpenOptionsExt};
     let mut open = std::fs::OpenOptions::new();
     let written = open

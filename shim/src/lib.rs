@@ -13,6 +13,7 @@ pub mod delete;
 pub mod error;
 pub mod events;
 pub mod freeze;
+pub mod hooks;
 pub mod info;
 pub mod io;
 pub mod keep;

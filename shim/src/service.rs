@@ -26,7 +26,7 @@ use containerd_shim_protos::{
 };
 use keeper_api::keeper::keeper::note_request::What;
 use keeper_api::shim::{
-    shim::{FreezeRequest, FreezeResponse, ThawRequest, ThawResponse},
+    shim::{FreezeRequest, FreezeResponse, HookRequest, HookResponse, ThawRequest, ThawResponse},
     shim_ttrpc::Freezer,
 };
 use protobuf::{Message, MessageField, well_known_types::timestamp::Timestamp};
@@ -378,6 +378,18 @@ impl Freezer for Service {
         Ok(ThawResponse {
             stood_still: container.standstill.end(request.token).await,
             ..ThawResponse::default()
+        })
+    }
+
+    async fn hook(&self, _: &TtrpcContext, request: HookRequest) -> ttrpc::Result<HookResponse> {
+        let container = self.container(&request.container_id)?;
+        let reaper = self.0.reaper.clone();
+        let ran = self
+            .whole(async move { container.hook(request.after, &reaper).await })
+            .await?;
+        Ok(HookResponse {
+            ran,
+            ..HookResponse::default()
         })
     }
 }

@@ -247,6 +247,8 @@ pub enum Consistency {
     Crash = 1,
     /// Files were read while they might have changed.
     Fuzzy = 2,
+    /// The container stood still, and what ran in it had made itself ready.
+    Application = 3,
 }
 
 impl fmt::Display for Consistency {
@@ -255,6 +257,7 @@ impl fmt::Display for Consistency {
             Consistency::Quiet => "quiet",
             Consistency::Crash => "crash",
             Consistency::Fuzzy => "fuzzy",
+            Consistency::Application => "application",
         })
     }
 }
@@ -319,6 +322,9 @@ pub struct Commit {
     /// How long the container stood still: nanoseconds.
     #[prost(uint64, tag = "19")]
     pub pause: u64,
+    /// Why it is not of a better consistency.
+    #[prost(string, tag = "21")]
+    pub doubt: String,
 }
 
 /// The version of commits that is written.

@@ -195,6 +195,9 @@ fn words(commit: &api::Commit) -> String {
         .iter()
         .map(|tag| paint(NAME, &format!("[{tag}]")))
         .collect();
+    if !commit.doubt.is_empty() {
+        said.push(format!("({})", commit.doubt));
+    }
     if !commit.given_up.is_empty() {
         said.push(match commit.given_up.starts_with(store::DAMAGED) {
             true => format!("({})", commit.given_up),

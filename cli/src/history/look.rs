@@ -47,6 +47,7 @@ pub fn commit_json(commit: &api::Commit) -> Value {
         "bytes_read": commit.read,
         "bytes_written": commit.written,
         "pause_ns": commit.pause_ns,
+        "doubt": some(&commit.doubt),
         "given_up": some(&commit.given_up),
     })
 }
@@ -102,6 +103,7 @@ pub fn show(config: &Config, of: &str, as_json: bool) -> Result<ExitCode> {
             ),
         },
     );
+    line("doubt", &commit.doubt);
     line("message", &commit.message);
     line("node", &commit.node);
     line("image", &commit.image);

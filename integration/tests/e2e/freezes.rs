@@ -19,6 +19,10 @@ pub const TESTS: &[(&str, Test)] = &[
     ("freezes::end_with_whoever_asked", end_with_whoever_asked),
     ("freezes::leave_owners_their_way", leave_owners_their_way),
     ("freezes::are_met_by_no_probe", are_met_by_no_probe),
+    (
+        "freezes::let_applications_make_ready",
+        let_applications_make_ready,
+    ),
 ];
 
 /// How long a container may stay frozen whose shim is gone.
@@ -203,6 +207,68 @@ fn are_met_by_no_probe(d: &Daemon) -> Result<()> {
         "probes wait longer than a standstill"
     );
     for name in ["probed", "bare"] {
+        d.forget(name)?;
+    }
+    Ok(())
+}
+
+/// What the annotations want to be run before and after a commit is, and the commit is made all the same where that fails.
+fn let_applications_make_ready(d: &Daemon) -> Result<()> {
+    let _keeper = Keeper::start(d, "interval = \"1h\"")?;
+    let before = "diffkeeper.io/pre-commit=";
+    let after = r#"diffkeeper.io/post-commit=["sh", "-c", "echo after >> /hooks"]"#;
+    for (name, hook, consistency, doubt) in [
+        (
+            "ready",
+            r#"sh -c "cat /n > /quiet; echo before >> /hooks""#,
+            "application",
+            None,
+        ),
+        (
+            "fails",
+            r#"sh -c "echo before >> /hooks; echo no room >&2; exit 3""#,
+            "crash",
+            Some("status 3: no room"),
+        ),
+        ("missing", "/no/such/program", "crash", Some("/no/such/program")),
+        ("hangs", "sleep 1000", "crash", Some("was killed")),
+    ] {
+        if name == "hangs" && !soak() && d.version != "2" {
+            continue;
+        }
+        let before = format!("{before}{hook}");
+        let writer = Writer::start(d, name, &["--annotation", &before, "--annotation", after])?;
+        let asked = d.diffkeeper(&["commit", name, "-m", "now", "--json"])?.ok()?;
+        let commit: serde_json::Value = serde_json::from_str(&asked)?;
+        ensure!(commit["consistency"] == consistency, "{name}: {commit}");
+        let said = commit["doubt"].as_str();
+        ensure!(
+            match doubt {
+                Some(doubt) => said.is_some_and(|said| said.starts_with("hook: ") && said.contains(doubt)),
+                None => said.is_none(),
+            },
+            "{name}: {commit}"
+        );
+        // What was written before is in the commit, and what was written after it is not.
+        let version = format!("{name}@{}", commit["id"].as_str().context("an id")?);
+        let recorded = d.diffkeeper(&["cat", &version, "/hooks"])?;
+        let now = fs::read_to_string(d.upper(name).join("hooks"))?;
+        let (expected_then, expected_now) = match name {
+            "ready" | "fails" => ("before\n", "before\nafter\n"),
+            _ => ("", "after\n"),
+        };
+        ensure!(
+            recorded.out == expected_then && now == expected_now,
+            "{name}: {recorded:?}, {now:?}"
+        );
+        if name == "ready" {
+            let quiet = d.diffkeeper(&["cat", &version, "/quiet"])?.ok()?;
+            ensure!(
+                !quiet.trim().is_empty(),
+                "the hook's own writing is not in the commit"
+            );
+        }
+        writer.goes_on(LIMIT)?;
         d.forget(name)?;
     }
     Ok(())

@@ -1,0 +1,69 @@
+//! What an application does before and after it is recorded (`diffkeeper.io/pre-commit`, `post-commit`).
+
+use std::time::Duration;
+
+use crate::blueshift::Freezer;
+
+/// The application has been told that it is about to be recorded; it is told that this is over when this goes, whatever
+/// became of it.
+pub struct Quiesced<'a> {
+    freezer: &'a dyn Freezer,
+    /// Whether the application has made itself ready.
+    pub ready: bool,
+    /// Why it has not.
+    pub doubt: Option<Doubt>,
+    told: bool,
+}
+
+impl<'a> Quiesced<'a> {
+    /// Tells it, if it wants to be told.
+    pub fn begin(freezer: &'a dyn Freezer) -> Quiesced<'a> {
+        let told = freezer.quiesce();
+        Quiesced {
+            freezer,
+            ready: matches!(told, Ok(true)),
+            told: !matches!(told, Ok(false)),
+            doubt: told.err().map(|error| Doubt::Hook(error.to_string())),
+        }
+    }
+
+    /// Tells it that it is over; says what went wrong, first of all.
+    pub fn end(mut self) -> Option<Doubt> {
+        let failed = self.release();
+        self.doubt.take().or(failed)
+    }
+
+    fn release(&mut self) -> Option<Doubt> {
+        if !std::mem::take(&mut self.told) {
+            return None;
+        }
+        let error = self.freezer.release().err()?;
+        Some(Doubt::Hook(error.to_string()))
+    }
+}
+
+impl Drop for Quiesced<'_> {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// Why a commit is not what it might be. What stands before the colon is one of a few.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    /// The container could not be made to stand still.
+    #[error("not stopped: {0}")]
+    NotStopped(String),
+    /// It went on before all was read.
+    #[error("too much changed: {} ms (max-pause) were not enough to read it", .0.as_millis())]
+    TooMuch(Duration),
+    /// It was let go on by somebody else.
+    #[error("interrupted: somebody else let the container go on")]
+    Interrupted,
+    /// It was taken by a container meanwhile.
+    #[error("interrupted: a container began to write meanwhile")]
+    Disturbed,
+    /// What the application was to do has failed.
+    #[error("hook: {0}")]
+    Hook(String),
+}
