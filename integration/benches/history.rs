@@ -13,39 +13,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use integration::bench::{self, Bar, Figure, figure, milliseconds};
-use keeper::{
-    blueshift::{Capture, Top},
-    redshift::{Plan, Progress},
+use integration::{
+    bench::{self, Bar, Figure, figure, milliseconds},
+    peers::{Peer, ROOT, bytes, ours_bytes, quiet, record},
 };
-use store::{Hash, Recorded, Store, format::Reason};
-
-const ROOT: &[u8] = b"rootfs";
-
-/// Opens a store, records a tree, closes it.
-fn record(store: &Path, tree: &Path) -> Result<Recorded> {
-    let store = Store::open(store, Hash::Blake3)?;
-    let state = store.make_state("ctr/bench/bench", "ctr/bench")?;
-    let tops = [Top {
-        name: ROOT.to_vec(),
-        path: tree.to_owned(),
-        overlay: false,
-    }];
-    let capture = Capture {
-        state: &state,
-        tops: &tops,
-        exclude: &[],
-        freezer: None,
-        undisturbed: &|| true,
-        max_pause: Duration::ZERO,
-        reason: Reason::Manual,
-        message: Some(""),
-        image: "",
-        node: "bench",
-        boot: "",
-    };
-    capture.run(&store)?.context("a commit")
-}
+use keeper::redshift::{Plan, Progress};
+use store::{Hash, Recorded, Store};
 
 fn materialise(store: &Path, recorded: &Recorded, to: &Path, sync: bool) -> Result<()> {
     let store = Store::open(store, Hash::Blake3)?;
@@ -63,100 +36,6 @@ fn materialise_open(store: &Store, recorded: &Recorded, to: &Path, sync: bool) -
         sync,
     };
     Ok(plan.run(store, &Progress::default())?)
-}
-
-fn quiet(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
-}
-
-/// A peer, with a repository of its own.
-#[derive(Clone, Copy, PartialEq)]
-enum Peer {
-    Restic,
-    Borg,
-}
-
-impl Peer {
-    fn name(self) -> &'static str {
-        match self {
-            Peer::Restic => "restic",
-            Peer::Borg => "borg",
-        }
-    }
-
-    fn command(self, dir: &Path) -> Command {
-        let mut command = Command::new(self.name());
-        command
-            .env("RESTIC_PASSWORD", "bench")
-            .env("RESTIC_REPOSITORY", dir.join("restic"))
-            .env("RESTIC_CACHE_DIR", dir.join("restic-cache"))
-            .env("BORG_BASE_DIR", dir.join("borg-base"))
-            .env("BORG_REPO", dir.join("borg"))
-            .env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes")
-            .env("BORG_RELOCATED_REPO_ACCESS_IS_OK", "yes");
-        command
-    }
-
-    fn init(self, dir: &Path) -> Result<()> {
-        match self {
-            Peer::Restic => quiet(self.command(dir).arg("init")),
-            Peer::Borg => quiet(self.command(dir).args(["init", "-e", "none"])),
-        }
-    }
-
-    fn backup(self, dir: &Path, tree: &Path, n: usize) -> Result<()> {
-        let mut command = self.command(dir);
-        command.current_dir(tree);
-        match self {
-            Peer::Restic => quiet(command.args(["backup", "-q", "."])),
-            Peer::Borg => quiet(command.args(["create", &format!("::v{n}"), "."])),
-        }
-    }
-
-    fn restore(self, dir: &Path, n: usize, to: &Path) -> Result<()> {
-        fs::create_dir_all(to)?;
-        match self {
-            Peer::Restic => quiet(
-                self.command(dir)
-                    .args(["restore", "-q", "latest", "--target"])
-                    .arg(to),
-            ),
-            Peer::Borg => quiet(
-                self.command(dir)
-                    .args(["extract", &format!("::v{n}")])
-                    .current_dir(to),
-            ),
-        }
-    }
-
-    fn repository(self, dir: &Path) -> PathBuf {
-        dir.join(self.name())
-    }
-}
-
-fn bytes(dir: &Path) -> Result<f64> {
-    let out = Command::new("du").args(["-sb"]).arg(dir).output()?;
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    let n: f64 = text.split_whitespace().next().unwrap_or_default().parse()?;
-    Ok(n / 1e6)
-}
-
-/// What is in our store, without the lock and fjall's preallocated journal, which is empty again after a flush.
-fn ours_bytes(store: &Path) -> Result<f64> {
-    let packs = bytes(&store.join("packs"))?;
-    let out = Command::new("du")
-        .args(["-s", "-B1"])
-        .arg(store.join("catalog"))
-        .output()?;
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    let catalog: f64 = text.split_whitespace().next().unwrap_or_default().parse()?;
-    Ok(packs + catalog / 1e6)
 }
 
 fn drop_caches() -> Result<()> {

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod databases;
 pub mod docker;
 pub mod history;
+pub mod peers;
 pub mod standstill;
 pub mod stream;
 pub mod wait;
