@@ -67,8 +67,8 @@ bench: setup build ## speed and size beside the stock shim, restic and borg, as 
 	@hack/setup bench
 	@hack/test bench
 
-bench-delta: ## speed of cutting, hashing and encoding, as a table
-	BENCH_ONLY=delta $(CARGO) bench -p diffkeeper-integration --bench delta
+bench-delta: ## speed of cutting, hashing and encoding, and what 20 versions take beside restic and borg, as tables
+	BENCH_ONLY=delta $(CARGO) bench -p diffkeeper-integration --bench delta --bench sizes
 
 lint: ## formatting, clippy, documentation, shell scripts
 	$(CARGO) fmt --all --check

@@ -1,0 +1,275 @@
+//! How many bytes twenty versions take, beside restic, borg and `zstd --patch-from`, on contents as containers have them:
+//! each made from a seed. `make bench-delta`.
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use integration::{
+    bench::{self, Bar, Figure, figure},
+    peers::{Peer, bytes, ours_bytes, quiet, record},
+};
+
+const VERSIONS: u64 = 20;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() >> 32) as usize % limit.max(1)
+    }
+
+    /// From 0 to 1.
+    fn part(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 24) as f32
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for part in bytes.chunks_mut(8) {
+            let word = self.next().to_le_bytes();
+            part.iter_mut().zip(word).for_each(|(to, from)| *to = from);
+        }
+    }
+}
+
+/// Makes version `n` of a tree from the one before; `false` where this machine cannot.
+type Make = fn(tree: &Path, n: u64) -> Result<bool>;
+
+const CORPORA: [(&str, Make); 5] = [
+    ("SQLite, 50,000 rows, 500 changed", sqlite),
+    ("a million floats, 20% changed by 1%", floats),
+    ("50,000 lines of logs, 5% new", logs),
+    ("this repository, 20 of its commits", checkout),
+    ("1 MB of noise, 10% changed", noise),
+];
+
+fn sqlite(tree: &Path, n: u64) -> Result<bool> {
+    const ROWS: usize = 50_000;
+    let mut random = Random(n + 1);
+    let mut sql = String::from("begin;");
+    if n == 0 {
+        sql += "create table t(id integer primary key, a text, b integer, c real); create index i on t(b);";
+        for id in 0..ROWS {
+            let (a, b, c) = (random.next(), random.below(1_000_000), random.part());
+            sql += &format!(
+                "insert into t values({id},'name {id} {a:016x}{:08x}',{b},{c});",
+                a >> 7
+            );
+        }
+    }
+    for _ in 0..if n == 0 { 0 } else { 500 } {
+        let (id, b, c) = (random.below(ROWS), random.below(1_000_000), random.part());
+        sql += &format!("update t set b={b},c={c} where id={id};");
+    }
+    sql += "commit;";
+    let started = Command::new("sqlite3")
+        .arg(tree.join("db"))
+        .stdin(Stdio::piped())
+        .spawn();
+    let mut child = match started {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        started => started?,
+    };
+    child
+        .stdin
+        .take()
+        .context("its input")?
+        .write_all(sql.as_bytes())?;
+    ensure!(child.wait()?.success(), "sqlite3");
+    Ok(true)
+}
+
+fn floats(tree: &Path, n: u64) -> Result<bool> {
+    let (path, mut random) = (tree.join("weights"), Random(n + 1));
+    let before = if n == 0 { Vec::new() } else { fs::read(&path)? };
+    let mut numbers: Vec<f32> = before
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect();
+    if n == 0 {
+        // A bell, nearly.
+        numbers.extend((0..1_000_000).map(|_| (0..4).map(|_| random.part()).sum::<f32>() - 2.0));
+    } else {
+        for number in &mut numbers {
+            if random.below(5) == 0 {
+                *number *= 0.99 + random.part() / 50.0;
+            }
+        }
+    }
+    let bytes: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
+    fs::write(path, bytes)?;
+    Ok(true)
+}
+
+fn logs(tree: &Path, n: u64) -> Result<bool> {
+    const LINES: u64 = 50_000;
+    let line = |n: u64| {
+        let mut random = Random(n + 1);
+        let (x, y, page, size) = (
+            random.below(256),
+            random.below(256),
+            random.below(50),
+            random.below(20_000),
+        );
+        let (hours, minutes, seconds) = (n / 3600 % 24, n / 60 % 60, n % 60);
+        format!(
+            "2026-11-21T{hours:02}:{minutes:02}:{seconds:02}Z 10.0.{x}.{y} \"GET /page{page}\" 200 {size}\n"
+        )
+    };
+    let first = n * LINES / 20;
+    let all: String = (first..first + LINES).map(line).collect();
+    fs::write(tree.join("access.log"), all)?;
+    Ok(true)
+}
+
+fn checkout(tree: &Path, n: u64) -> Result<bool> {
+    let git = || {
+        let mut git = Command::new("git");
+        git.arg("-C").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        git
+    };
+    let all = git()
+        .args(["rev-list", "--first-parent", "--reverse", "HEAD"])
+        .output();
+    let all = all
+        .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
+        .unwrap_or_default();
+    let all: Vec<&str> = all.lines().collect();
+    let step = all.len() / usize::try_from(VERSIONS)?;
+    let Some(commit) = all
+        .get(all.len() / 2 + usize::try_from(n)? * step / 2)
+        .filter(|_| step > 0)
+    else {
+        return Ok(false);
+    };
+    let dir = tree.join("source");
+    if n > 0 {
+        fs::remove_dir_all(&dir)?;
+    }
+    fs::create_dir(&dir)?;
+    let archive = tree.with_extension("archive");
+    quiet(git().args(["archive", "-o"]).arg(&archive).arg(commit))?;
+    quiet(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&dir))?;
+    fs::remove_file(archive)?;
+    Ok(true)
+}
+
+fn noise(tree: &Path, n: u64) -> Result<bool> {
+    let (path, mut random) = (tree.join("file"), Random(n + 1));
+    let mut bytes = if n == 0 {
+        vec![0; 1_000_000]
+    } else {
+        fs::read(&path)?
+    };
+    if n == 0 {
+        random.fill(&mut bytes);
+    } else {
+        let at = random.below(900_000);
+        random.fill(bytes.get_mut(at..at + 100_000).context("a tenth")?);
+    }
+    fs::write(path, bytes)?;
+    Ok(true)
+}
+
+/// The versions as tars, the first compressed, each other as a patch of the one before: what is small, and takes all
+/// versions before it to be read.
+fn patch(dir: &Path, tree: &Path, n: u64) -> Result<()> {
+    let (before, now) = (dir.join("before.tar"), dir.join("now.tar"));
+    quiet(
+        Command::new("tar")
+            .args(["--sort=name", "--mtime=@0", "-cf"])
+            .arg(&now)
+            .arg("-C")
+            .arg(tree)
+            .arg("."),
+    )?;
+    let mut zstd = Command::new("zstd");
+    zstd.args(["-19", "--long=27", "-q"])
+        .arg(&now)
+        .arg("-o")
+        .arg(dir.join("patches").join(n.to_string()));
+    if n > 0 {
+        zstd.arg(format!("--patch-from={}", before.display()));
+    }
+    quiet(&mut zstd)?;
+    Ok(fs::rename(now, before)?)
+}
+
+fn sizes(work: &Path, name: &str, make: Make) -> Result<Vec<Figure>> {
+    let dir = work.join(name.replace(' ', "-"));
+    let tree = dir.join("tree");
+    for dir in [&tree, &dir.join("patches")] {
+        fs::create_dir_all(dir)?;
+    }
+    for n in 0..VERSIONS {
+        if !make(&tree, n)? {
+            println!("skipped: {name}: what makes it is not there");
+            return Ok(Vec::new());
+        }
+        // A change within the clock's step is one that no times show.
+        std::thread::sleep(Duration::from_millis(30));
+        record(&dir.join("store"), &tree)?;
+        for peer in [Peer::Restic, Peer::Borg] {
+            if n == 0 {
+                peer.init(&dir)?;
+            }
+            peer.backup(&dir, &tree, usize::try_from(n)?)?;
+        }
+        patch(&dir, &tree, n)?;
+    }
+    let ours = ours_bytes(&dir.join("store"))?;
+    let (restic, borg) = (
+        bytes(&Peer::Restic.repository(&dir))?,
+        bytes(&Peer::Borg.repository(&dir))?,
+    );
+    let patches = bytes(&dir.join("patches"))?;
+    println!("{name}: {ours:.2} MB, restic {restic:.2}, borg {borg:.2}, patches {patches:.2}");
+    fs::remove_dir_all(&dir)?;
+    let beside = |peer: f64, name_of: &'static str, most: f64| {
+        figure(name, "MB", &[ours], &[peer], name_of, &Bar::AtMost(most))
+    };
+    // A third of the better one, wherever that can be had.
+    let dedup = restic.min(borg);
+    let bar = if patches < dedup / 3.0 { 0.333 } else { 1.0 };
+    Ok(vec![
+        beside(restic, "restic", if restic <= borg { bar } else { 1.0 }),
+        beside(borg, "borg", if borg < restic { bar } else { 1.0 }),
+        beside(patches, "zstd -19 --patch-from", 1.1),
+    ])
+}
+
+fn main() -> Result<()> {
+    if std::env::var("BENCH_ONLY").is_ok_and(|only| only != "delta" && only != "sizes") {
+        return Ok(());
+    }
+    for peer in ["restic", "borg", "zstd"] {
+        if Command::new(peer).arg("--version").output().is_err() {
+            println!("skipped: sizes of versions: there is no {peer}");
+            return Ok(());
+        }
+    }
+    let work = tempfile::tempdir()?;
+    let mut figures = Vec::new();
+    for (name, make) in CORPORA {
+        figures.extend(sizes(work.path(), name, make)?);
+    }
+    bench::report(
+        "sizes",
+        &format!("{VERSIONS} versions, megabytes right after the last"),
+        &figures,
+    )
+}
