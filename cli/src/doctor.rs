@@ -351,6 +351,19 @@ fn live_trees(config: &Config) -> Vec<Finding> {
         }
         Err(e) => error("space", format!("{root}: {e}"), "is the disk mounted?"),
     }];
+    let namespaces = config
+        .namespaces
+        .values()
+        .any(|own| matches!(own.size_limit, Some(Some(_))));
+    findings.push(match (node.can_limit(), config.size_limit.is_some() || namespaces) {
+        (true, _) => ok("size limits", "project quota holds containers to them"),
+        (false, false) => ok("size limits", "none are configured, and this disk has no project quota for them"),
+        (false, true) => warning(
+            "size limits",
+            format!("the disk of {root} has no project quota: they are not enforced"),
+            "mount it with prjquota (XFS; ext4 after tune2fs -O quota,project -Q prjquota), on kernel 5.14 or later",
+        ),
+    });
     findings.push(match node.leftovers() {
         Ok(0) => ok("leftovers", "none"),
         Ok(n) => warning(

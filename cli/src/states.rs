@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use keeper::Reclaimed;
-use live::{Node, StateInfo};
+use live::{Node, Quota, StateInfo};
 use runtime_spec::{
     config::Config,
     name::{StateName, TailError, resolve_tail},
@@ -40,6 +40,7 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
         let expires = info.expires_at();
         let chosen = info.record.as_ref().map(|r| r.chosen);
         let history = orphans.remove(&info.name.to_string());
+        let quota = info.quota();
         if as_json {
             objects.push(json!({
                 "name": info.name.to_string(),
@@ -47,6 +48,8 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
                 "bytes": size.allocated,
                 "apparent_bytes": size.apparent,
                 "entries": size.entries,
+                "limit": quota.map(|quota| quota.limit),
+                "limited": quota.is_some_and(|quota| quota.used.is_some()),
                 "last_used": last_used.map(seconds),
                 "in_use_by": info.in_use_by.as_ref().map(|h| json!({
                     "container": h.container_id, "namespace": h.namespace, "pid": h.init.map(|i| i.pid),
@@ -63,7 +66,7 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
         } else {
             let mut row = vec![
                 info.name.to_string(),
-                table::bytes(size.allocated),
+                taken(size.allocated, quota),
                 last_used.map_or_else(unused, |at| table::relative(at, now)),
                 info.in_use_by
                     .as_ref()
@@ -89,7 +92,7 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
     for (name, history) in orphans {
         if as_json {
             objects.push(json!({
-                "name": name, "live": false, "bytes": 0, "apparent_bytes": 0, "entries": 0, "last_used": null,
+                "name": name, "live": false, "bytes": 0, "apparent_bytes": 0, "entries": 0, "limit": null, "limited": false, "last_used": null,
                 "in_use_by": null, "name_chosen": null, "expires": null, "failed_starts": null, "roots": [],
                 "commits": history.commits, "newest_commit_ns": history.newest,
             }));
@@ -126,6 +129,20 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a live tree takes, and may take.
+fn taken(bytes: u64, quota: Option<Quota>) -> String {
+    match quota {
+        None => table::bytes(bytes),
+        Some(Quota {
+            limit,
+            used: Some(used),
+        }) => format!("{} of {}", table::bytes(used), table::bytes(limit)),
+        Some(Quota { limit, used: None }) => {
+            format!("{} of {}, not enforced", table::bytes(bytes), table::bytes(limit))
+        }
+    }
 }
 
 /// How many commits, and when the newest was made.

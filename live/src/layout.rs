@@ -5,9 +5,11 @@
 //!     state.json                what is known of the state (Record)
 //!     lock                      the lease's lock
 //!     holder.json               who has the lease (Holder)
+//!     limit.json                what its live tree may take
 //!     placeholders.json         what runc is about to make for its mounts
 //!     roots/rootfs/upper, work  the live tree's root: the container's /
 //!     aside/<time>/             what had to make way so that the container could start
+//! <root>/next-project           the number of the next project: see limit.rs
 //! <root>/trash/                 deleted, not yet off the disk
 //! ```
 

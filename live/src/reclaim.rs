@@ -41,6 +41,10 @@ pub struct StateInfo {
 }
 
 impl StateInfo {
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// What it takes on the disk. Walks the tree.
     ///
     /// # Errors

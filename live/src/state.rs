@@ -274,6 +274,7 @@ impl State {
             Trash::take(&self.node, &fresh)?.delete()?;
         }
         make(&fresh.join("roots"))?;
+        self.prepare_limit(&fresh.join("roots"))?;
         let path = fresh.join("roots").join(NOTE);
         std::fs::write(&path, note).on("write", &path)?;
         Ok(fresh)

@@ -421,3 +421,131 @@ impl FsContext {
         owned(unsafe { libc::syscall(libc::SYS_fsmount, self.0.as_raw_fd(), 1, 0) })
     }
 }
+
+/// What linux/fs.h calls struct fsxattr.
+#[repr(C)]
+#[derive(Default)]
+struct Fsxattr {
+    flags: u32,
+    extent_size: u32,
+    extents: u32,
+    project: u32,
+    cow_extent_size: u32,
+    pad: [u8; 8],
+}
+
+const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
+const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820_u32 as libc::Ioctl;
+const FS_XFLAG_PROJINHERIT: u32 = 0x200;
+
+fn fsxattr(file: &File) -> io::Result<Fsxattr> {
+    let mut found = Fsxattr::default();
+    // SAFETY: the kernel writes one such struct.
+    if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut found) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(found)
+}
+
+/// The project that an open directory belongs to; 0 for none.
+///
+/// # Errors
+/// As ioctl(2): ENOTTY or EOPNOTSUPP where its file system has no projects.
+pub fn project(dir: &File) -> io::Result<u32> {
+    Ok(fsxattr(dir)?.project)
+}
+
+/// Puts an open directory, and what is made in it from now on, into a project.
+///
+/// # Errors
+/// As ioctl(2).
+pub fn set_project(dir: &File, project: u32) -> io::Result<()> {
+    let wanted = Fsxattr {
+        project,
+        ..fsxattr(dir)?
+    };
+    let wanted = Fsxattr {
+        flags: wanted.flags | FS_XFLAG_PROJINHERIT,
+        ..wanted
+    };
+    // SAFETY: the kernel reads one such struct.
+    if unsafe { libc::ioctl(dir.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const wanted) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// What linux/quota.h calls struct if_dqblk.
+#[repr(C)]
+#[derive(Default)]
+struct Dqblk {
+    /// In KiB, as the next.
+    hard: u64,
+    soft: u64,
+    /// In bytes.
+    used: u64,
+    inodes_hard: u64,
+    inodes_soft: u64,
+    inodes: u64,
+    time: u64,
+    inodes_time: u64,
+    valid: u32,
+}
+
+const Q_GETQUOTA: u32 = 0x0080_0007;
+const Q_SETQUOTA: u32 = 0x0080_0008;
+/// Q_XGETQSTAT, which file systems other than XFS answer, too.
+const Q_STATE: u32 = 0x5805;
+const QIF_BLIMITS: u32 = 1;
+const PROJECTS: u32 = 2;
+/// Of Q_STATE's flags: limits of projects are enforced.
+const ENFORCED: u16 = 1 << 5;
+
+/// quotactl of projects, on the file system of an open file.
+fn quotactl(file: &File, command: u32, id: u32, about: *mut libc::c_void) -> io::Result<()> {
+    let command = (command << 8) | PROJECTS;
+    // SAFETY: the callers' pointers are to what the command reads or writes.
+    let done = unsafe { libc::syscall(libc::SYS_quotactl_fd, file.as_raw_fd(), command, id, about) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Whether the file system of an open file enforces limits of projects. Kernels before 5.14 cannot be asked.
+#[must_use]
+pub fn limits_projects(file: &File) -> bool {
+    // struct fs_quota_stat is smaller; its flags are the second 16 bits.
+    let mut state = [0_u64; 32];
+    let asked = quotactl(file, Q_STATE, 0, state.as_mut_ptr().cast());
+    let [_, _, low, high, ..] = state.first().copied().unwrap_or(0).to_ne_bytes();
+    asked.is_ok() && u16::from_ne_bytes([low, high]) & ENFORCED != 0
+}
+
+/// What a project takes and may take on the file system of an open file, in bytes; 0 for no limit.
+///
+/// # Errors
+/// As quotactl(2).
+pub fn quota(file: &File, project: u32) -> io::Result<(u64, u64)> {
+    let mut found = Dqblk::default();
+    match quotactl(file, Q_GETQUOTA, project, (&raw mut found).cast()) {
+        // XFS: nobody has asked for it yet.
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok((0, 0)),
+        Err(e) => Err(e),
+        Ok(()) => Ok((found.used, found.hard.saturating_mul(1024))),
+    }
+}
+
+/// Limits what a project may take, in bytes; 0 for not at all.
+///
+/// # Errors
+/// As quotactl(2).
+pub fn set_quota(file: &File, project: u32, limit: u64) -> io::Result<()> {
+    let mut wanted = Dqblk {
+        // Not 0, which is no limit.
+        hard: limit.div_ceil(1024),
+        valid: QIF_BLIMITS,
+        ..Dqblk::default()
+    };
+    quotactl(file, Q_SETQUOTA, project, (&raw mut wanted).cast())
+}

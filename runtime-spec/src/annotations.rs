@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use crate::{Error, config::Reclaim, duration};
+use crate::{Error, config::Reclaim, duration, size};
 
 const PREFIX: &str = "diffkeeper.io/";
 /// Keys with a meaning in this version, without the prefix.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     "state",
     "paths",
     "exclude",
@@ -17,6 +17,7 @@ const KNOWN: [&str; 14] = [
     "lease-wait",
     "when-missing",
     "capture",
+    "size-limit",
     "restore",
     "from",
     "pre-commit",
@@ -81,6 +82,8 @@ pub struct Annotations {
     pub when_missing: WhenMissing,
     /// How often its history is to grow; zero for never, the keeper's configuration where it is not given.
     pub capture: Option<Duration>,
+    /// What its live tree may take, in bytes; the configuration's where that is less.
+    pub size_limit: Option<u64>,
     /// The version that the container is to begin with, once for each value.
     pub restore: Option<String>,
     /// What a state that is new begins with.
@@ -150,6 +153,11 @@ impl Annotations {
                         "refuse" => WhenMissing::Refuse,
                         _ => return Err(bad("expected create or refuse".into())),
                     };
+                }
+                "size-limit" => {
+                    let limit = size::parse(value)
+                        .ok_or_else(|| bad("expected a size such as 10Gi or 500MiB".into()))?;
+                    parsed.size_limit = Some(limit);
                 }
                 "capture" if value == "off" => parsed.capture = Some(Duration::ZERO),
                 "capture" => {

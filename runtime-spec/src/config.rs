@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use crate::{
     Error,
     annotations::{OnImageChange, check_path},
-    duration,
+    duration, size,
 };
 
 /// When a state is forgotten.
@@ -52,6 +52,10 @@ pub struct Config {
     pub lease_wait_cri: Duration,
     /// containerd namespaces whose containers are CRI's.
     pub cri_namespaces: Vec<String>,
+    /// What a state's live tree may take, in bytes.
+    pub size_limit: Option<u64>,
+    /// A container whose limit the disk cannot hold does not start.
+    pub require_quota: bool,
     /// When a state whose name nobody chose is forgotten.
     pub reclaim_unchosen: Reclaim,
     /// When a state whose name was chosen is forgotten.
@@ -169,6 +173,8 @@ pub struct Namespace {
     pub exclude: Option<Vec<PathBuf>>,
     /// As [`Config::on_image_change`].
     pub on_image_change: Option<OnImageChange>,
+    /// As [`Config::size_limit`]; none in it where there is to be none.
+    pub size_limit: Option<Option<u64>>,
 }
 
 impl Default for Config {
@@ -183,6 +189,8 @@ impl Default for Config {
             lease_wait: Duration::ZERO,
             lease_wait_cri: Duration::from_secs(10),
             cri_namespaces: vec!["k8s.io".into()],
+            size_limit: None,
+            require_quota: false,
             reclaim_unchosen: Reclaim::After(Duration::from_secs(7 * 86_400)),
             reclaim_chosen: Reclaim::Keep,
             keeper: "/run/diffkeeper/keeper.sock".into(),
@@ -220,6 +228,14 @@ impl Config {
                 "exclude" => config.exclude = at.paths(value)?,
                 "lease-wait" => config.lease_wait = at.duration(value)?,
                 "lease-wait-cri" => config.lease_wait_cri = at.duration(value)?,
+                "size-limit" => config.size_limit = at.size(value)?,
+                "without-quota" => {
+                    config.require_quota = match at.string(value)? {
+                        "warn" => false,
+                        "refuse" => true,
+                        _ => return Err(at.wrong("warn or refuse")),
+                    }
+                }
                 "cri-namespaces" => config.cri_namespaces = at.strings(value)?,
                 "reclaim" => {
                     let section = value.as_table().ok_or_else(|| at.wrong("a table: [reclaim]"))?;
@@ -257,7 +273,7 @@ impl Config {
                 }
                 _ => {
                     return Err(at.unknown(
-                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, keeper, start-keeper, [history] interval, max-pause, store, share, hash, log, metrics, retention, signing-key, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change",
+                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, size-limit, without-quota, keeper, start-keeper, [history] interval, max-pause, store, share, hash, log, metrics, retention, signing-key, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change, size-limit",
                     ));
                 }
             }
@@ -343,7 +359,8 @@ impl Namespace {
                 "paths" => namespace.paths = Some(at.paths(value)?),
                 "exclude" => namespace.exclude = Some(at.paths(value)?),
                 "on-image-change" => namespace.on_image_change = Some(at.image_change(value)?),
-                _ => return Err(at.unknown("paths, exclude, on-image-change")),
+                "size-limit" => namespace.size_limit = Some(at.size(value)?),
+                _ => return Err(at.unknown("paths, exclude, on-image-change, size-limit")),
             }
         }
         Ok(namespace)
@@ -358,6 +375,7 @@ impl Config {
             self.paths = own.paths.unwrap_or(self.paths);
             self.exclude = own.exclude.unwrap_or(self.exclude);
             self.on_image_change = own.on_image_change.unwrap_or(self.on_image_change);
+            self.size_limit = own.size_limit.unwrap_or(self.size_limit);
         }
         self
     }
@@ -452,6 +470,16 @@ impl Key<'_> {
         duration::parse(self.string(value)?).ok_or_else(|| self.wrong("a duration such as \"10s\""))
     }
 
+    /// A size, or none for `none`.
+    fn size(&self, value: &toml::Value) -> Result<Option<u64>, Error> {
+        match self.string(value)? {
+            "none" => Ok(None),
+            text => size::parse(text)
+                .map(Some)
+                .ok_or_else(|| self.wrong("\"none\" or a size such as \"10GiB\"")),
+        }
+    }
+
     fn image_change(&self, value: &toml::Value) -> Result<OnImageChange, Error> {
         OnImageChange::parse(self.string(value)?)
             .ok_or_else(|| self.wrong("\"keep\", \"fresh\" or \"refuse\""))
@@ -494,6 +522,8 @@ mod tests {
             "lease-wait",
             "lease-wait-cri",
             "cri-namespaces",
+            "size-limit",
+            "without-quota",
             "unchosen",
             "chosen",
             "keeper",
@@ -531,6 +561,8 @@ mod tests {
             ("root = 1", "line 1", "root"),
             ("root = \"x\"", "line 1", "root"),
             ("exclude = [\"tmp\"]", "line 1", "tmp"),
+            ("size-limit = \"10 GB\"", "line 1", "10GiB"),
+            ("without-quota = \"no\"", "line 1", "warn or refuse"),
             ("lease-wait = \"fast\"", "line 1", "lease-wait"),
             ("\n\n[reclaim]\nchosen = \"never\"", "line 4", "reclaim.chosen"),
             (
@@ -560,6 +592,19 @@ mod tests {
         assert_eq!(shop.paths, [PathBuf::from("/var/lib/app")]);
         assert_eq!(shop.exclude, [PathBuf::from("/tmp")]);
         assert_eq!(shop.on_image_change, OnImageChange::Refuse);
+    }
+
+    #[test]
+    fn a_namespace_may_have_a_limit_of_its_own_or_none() {
+        let text = "size-limit = \"1GiB\"\n[namespaces.a]\nsize-limit = \"2Gi\"\n[namespaces.b]\nsize-limit = \"none\"";
+        let config = Config::parse(text).unwrap();
+        for (namespace, limit) in [("a", Some(2 << 30)), ("b", None), ("c", Some(1 << 30))] {
+            assert_eq!(
+                config.clone().in_namespace(namespace).size_limit,
+                limit,
+                "{namespace}"
+            );
+        }
     }
 
     proptest! {

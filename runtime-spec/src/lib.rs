@@ -10,5 +10,6 @@ mod error;
 pub mod mount;
 pub mod name;
 pub mod roots;
+pub mod size;
 
 pub use error::Error;

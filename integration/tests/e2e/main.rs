@@ -10,6 +10,7 @@ mod freezes;
 mod history;
 mod keeps;
 mod kills;
+mod limits;
 mod parity;
 mod people;
 mod pods;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         calls::TESTS,
         keeps::TESTS,
         kills::TESTS,
+        limits::TESTS,
         pods::TESTS,
         records::TESTS,
         databases::TESTS,

@@ -3,6 +3,7 @@
 mod exclude;
 mod hostile;
 mod lease;
+mod limit;
 mod placeholder;
 mod probe;
 mod reclaim;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use keeper_api::keeper::keeper::note_request::What;
-use live::{Attempt, Ending, Holder, Lease, Life, Node, Policy, Root, RootDir, State, Want};
+use live::{Attempt, Ending, Holder, Lease, Life, Limited, Node, Policy, Root, RootDir, State, Want};
 use nix::{
     fcntl::{OFlag, openat},
     sys::stat::Mode,
@@ -185,6 +185,7 @@ impl Attach {
         let chosen = self.chosen || state.record().is_some_and(|record| record.chosen);
         let image = self.image_of(state, digest)?;
         self.heal(state)?;
+        self.limit(state)?;
 
         let roots = self.roots()?;
         let mut edits = Edits::default();
@@ -237,6 +238,7 @@ impl Attach {
                 .map(|interval| u64::try_from(interval.as_millis()).unwrap_or(u64::MAX)),
         };
         state.attached(&life, SystemTime::now())?;
+        state.enforce_limit()?;
         Ok(())
     }
 
@@ -251,6 +253,28 @@ impl Attach {
         {
             let aside = self.set_aside(state)?;
             tracing::warn!(state = %self.name, failed, %aside, "too many starts in a row have failed: the live tree was set aside under a name of its own");
+        }
+        Ok(())
+    }
+
+    /// What the container says is the less, or nothing: who starts it may not be who owns the disk.
+    fn limit(&self, state: &State) -> Result<()> {
+        let limits = [self.annotations.size_limit, self.config.size_limit];
+        match state.limit(limits.into_iter().flatten().min())? {
+            Limited::Not | Limited::Held => {}
+            Limited::Later => {
+                tracing::warn!(state = %self.name, "its live tree was begun without a size limit, and has none until it is restored: diffkeeper restore {0}@head {0}", self.name);
+            }
+            Limited::Unable if self.config.require_quota => {
+                return Err(Error::FailedPrecondition(format!(
+                    "the disk of {} has no project quota, so {} cannot be held to its size limit, and without-quota is \"refuse\": mount it with prjquota, or drop the limit",
+                    self.config.root.display(),
+                    self.name
+                )));
+            }
+            Limited::Unable => {
+                tracing::warn!(state = %self.name, "the disk has no project quota: its size limit is not enforced");
+            }
         }
         Ok(())
     }
