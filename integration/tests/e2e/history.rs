@@ -281,6 +281,8 @@ fn any_commit_of_a_database_starts(d: &Daemon) -> Result<()> {
             &format!("load{rounds}"),
             "bench",
             "pgbench",
+            // Its vacuum would empty the history of the rounds before.
+            "-n",
             "-h",
             "/run/postgresql",
             "-U",
@@ -372,7 +374,7 @@ fn a_keeper_that_dies_harms_nobody(d: &Daemon) -> Result<()> {
         &image,
         "goes-on",
         &[],
-        "n=0; while :; do n=$((n+1)); echo $n > /n; sleep 0.01; done",
+        "n=0; while :; do n=$((n+1)); echo $n > /n.new; mv /n.new /n; sleep 0.01; done",
     )?;
     let upper = d.upper("goes-on").join("n");
     let count = || {
