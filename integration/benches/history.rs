@@ -135,7 +135,72 @@ fn change_large_file(tree: &Path, seed: u64) -> Result<()> {
     Ok(())
 }
 
-const DATA: [Data; 2] = [
+/// Runs a script in a root of its own that has PostgreSQL, with the cluster in `/data` and the server up.
+fn in_postgresql(root: &Path, script: &str) -> Result<()> {
+    let server = "export PATH=/usr/lib/postgresql/15/bin:$PATH LC_ALL=C; \
+                  pg_ctl -D /data -o '-k /tmp -c listen_addresses=' -w start >/dev/null";
+    let all = format!("{server} && {{ {script}; }} >/dev/null && pg_ctl -D /data -m fast -w stop >/dev/null");
+    quiet(
+        Command::new("chroot")
+            .arg(root)
+            .args(["busybox", "su", "-s", "/bin/sh", "-m", "-c", &all, "postgres"]),
+    )
+}
+
+/// The root lies beside the tree, the cluster in the tree: bound together while a script runs.
+fn with_cluster(tree: &Path, run: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let root = tree.with_extension("root");
+    let (data, dev) = (root.join("data"), root.join("dev"));
+    quiet(Command::new("mount").arg("--bind").arg(tree).arg(&data))?;
+    quiet(Command::new("mount").args(["--bind", "/dev"]).arg(&dev))?;
+    let done = run(&root);
+    quiet(Command::new("umount").arg(&dev).arg(&data))?;
+    done
+}
+
+/// 30 times pgbench's smallest: some 450 MB.
+fn cluster(tree: &Path) -> Result<()> {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    quiet(Command::new(repository.join("hack/images/build")).arg("postgresql"))?;
+    let root = tree.with_extension("root");
+    let layers = tree.with_extension("layers");
+    fs::create_dir_all(root.join("data"))?;
+    fs::create_dir_all(&layers)?;
+    let archive = repository.join("target/images/postgresql.tar");
+    quiet(Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(&layers))?;
+    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(layers.join("manifest.json"))?)?;
+    for layer in manifest[0]["Layers"].as_array().context("the image's layers")? {
+        let layer = layers.join(layer.as_str().context("a layer's name")?);
+        quiet(Command::new("tar").arg("-xf").arg(layer).arg("-C").arg(&root))?;
+    }
+    fs::remove_dir_all(&layers)?;
+    std::os::unix::fs::chown(tree, Some(999), Some(999))?;
+    with_cluster(tree, |root| {
+        let init = "PATH=/usr/lib/postgresql/15/bin:$PATH initdb -D /data --data-checksums --locale C --encoding UTF8 >/dev/null";
+        quiet(
+            Command::new("chroot")
+                .arg(root)
+                .args(["busybox", "su", "-s", "/bin/sh", "-m", "-c", init, "postgres"]),
+        )?;
+        in_postgresql(root, "pgbench -q -i -s 30 -h /tmp postgres 2>&1")
+    })
+}
+
+fn change_cluster(tree: &Path, seed: u64) -> Result<()> {
+    with_cluster(tree, |root| {
+        in_postgresql(
+            root,
+            &format!("pgbench -n -t 1000 --random-seed={seed} -h /tmp postgres 2>&1"),
+        )
+    })
+}
+
+const DATA: [Data; 3] = [
+    Data {
+        name: "a PostgreSQL cluster",
+        make: cluster,
+        change: change_cluster,
+    },
     Data {
         name: "small files (/usr/share, /usr/include)",
         make: tree_of_small_files,
@@ -183,6 +248,22 @@ fn versus(work: &Path, data: &Data, pairs: usize) -> Result<Vec<Figure>> {
             })?;
             note("first commit", *who, ms);
         }
+        // The same cold, into repositories that are thrown away.
+        let spare = work.join(format!("round{pair}-cold"));
+        fs::create_dir_all(&spare)?;
+        for who in &order {
+            if let Some(peer) = who {
+                peer.init(&spare)?;
+            }
+            nix::unistd::sync();
+            drop_caches()?;
+            let ms = milliseconds(|| match who {
+                None => record(&spare.join("store"), &tree).map(drop),
+                Some(peer) => peer.backup(&spare, &tree, 0),
+            })?;
+            note("first commit, cold", *who, ms);
+        }
+        fs::remove_dir_all(&spare)?;
         (data.change)(&tree, pair as u64)?;
         nix::unistd::sync();
         std::thread::sleep(Duration::from_millis(100));
@@ -229,6 +310,7 @@ fn versus(work: &Path, data: &Data, pairs: usize) -> Result<Vec<Figure>> {
         fs::remove_dir_all(&to)?;
         for what in [
             "first commit",
+            "first commit, cold",
             "next commit, 1% changed",
             "materialised, warm",
             "materialised, cold",
@@ -251,9 +333,14 @@ fn versus(work: &Path, data: &Data, pairs: usize) -> Result<Vec<Figure>> {
         fs::remove_dir_all(&dir)?;
     }
     fs::remove_dir_all(&tree)?;
+    match fs::remove_dir_all(tree.with_extension("root")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
     let mut figures = Vec::new();
     for (what, peers, bar) in [
         ("first commit", ["restic", "borg"].as_slice(), 0.5),
+        ("first commit, cold", &["restic", "borg"], 0.5),
         ("next commit, 1% changed", &["restic", "borg"], 0.2),
         ("materialised, warm", &["restic"], 0.5),
         ("materialised, cold", &["restic"], 0.5),
@@ -575,7 +662,7 @@ fn main() -> Result<()> {
         figures.extend(versions(work.path())?);
     }
     for data in &DATA {
-        if wanted("versus") {
+        if wanted("versus") || part.as_deref().is_some_and(|part| data.name.contains(part)) {
             figures.extend(versus(work.path(), data, pairs)?);
         }
     }
