@@ -725,18 +725,21 @@ fn recover(dir: &Path, catalog: &Catalog, store: &StoreRow) -> Result<HashMap<(u
     }
     let mut open: HashMap<(u32, Class), Writer> = HashMap::new();
     for (number, row) in named {
-        let room = u64::from(row.length) < FULL;
-        let longest = open
+        // Not only what is gone on with: gc may have begun a newer one while this was written.
+        if u64::from(row.length) >= FULL {
+            continue;
+        }
+        let Some(writer) = Writer::reopen(dir, number, row.length)? else {
+            continue;
+        };
+        let right = writer.header.store.as_slice() == store.id
+            && writer.header.domain == row.domain
+            && writer.header.class == row.class;
+        let newest = open
             .get(&(row.domain, row.class))
             .is_none_or(|w| w.header.pack < number);
-        if room
-            && longest
-            && let Some(writer) = Writer::reopen(dir, number, row.length)?
-        {
-            let right = writer.header.store.as_slice() == store.id;
-            if right && writer.header.domain == row.domain && writer.header.class == row.class {
-                open.insert((row.domain, row.class), writer);
-            }
+        if right && newest {
+            open.insert((row.domain, row.class), writer);
         }
     }
     Ok(open)

@@ -135,6 +135,34 @@ fn what_was_committed_is_there_after_reopening() {
 }
 
 #[test]
+fn what_a_kill_left_behind_is_cut_off_of_every_pack() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "ctr/default/web";
+    let written = store(dir.path());
+    for n in 0..4 {
+        let made = commit(&written, name, |session| {
+            let entry = write(session, "large", &noise(5000, n), None);
+            vec![(entry.key.clone(), Some(entry))]
+        });
+        assert_eq!(made.commit.entries, 1);
+        // What follows is written to other packs.
+        written.close_all().unwrap();
+    }
+    drop(written);
+    let packs = || fs::read_dir(dir.path().join("store/packs")).unwrap();
+    assert!(packs().count() > 2);
+    for pack in packs() {
+        use std::io::Write;
+        let mut file = fs::File::options()
+            .append(true)
+            .open(pack.unwrap().path())
+            .unwrap();
+        file.write_all(b"half a record").unwrap();
+    }
+    assert_eq!(store(dir.path()).verify(100, |_| {}).unwrap().problems, []);
+}
+
+#[test]
 fn only_what_changed_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
