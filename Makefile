@@ -16,7 +16,7 @@ RELEASE    := $(CARGO_TARGET_DIR)/release
 IMAGE      ?= ghcr.io/diffkeeper/diffkeeper:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: build image install uninstall demo test test-unit test-e2e test-vm bench bench-delta soak lint clean help setup
+.PHONY: build image install uninstall demo test test-unit test-e2e test-vm bench bench-delta bench-capture soak lint clean help setup
 
 build: ## build the shim and the command line, statically linked
 	@command -v protoc >/dev/null || { echo "protoc is needed (containerd's API): apt-get install protobuf-compiler"; exit 1; }
@@ -69,6 +69,9 @@ bench: setup build ## speed and size beside the stock shim, restic and borg, as 
 
 bench-delta: ## speed of cutting, hashing and encoding, and what 20 versions take beside restic and borg, as tables
 	BENCH_ONLY=delta $(CARGO) bench -p diffkeeper-integration --bench delta --bench sizes
+
+bench-capture: ## what a commit of a small change costs in a tree of a million entries (root)
+	$(CARGO) bench -p diffkeeper-integration --bench capture
 
 lint: ## formatting, clippy, documentation, shell scripts
 	$(CARGO) fmt --all --check

@@ -73,6 +73,7 @@ pub fn run(config: &Path, address: &Path, json: bool) -> Result<ExitCode> {
     findings.push(finding);
     findings.extend(live_trees(&config));
     findings.push(history(&config));
+    findings.push(watcher(&config));
 
     if json {
         println!("{}", serde_json::to_string_pretty(&findings)?);
@@ -388,6 +389,22 @@ fn history(config: &Config) -> Finding {
             "history",
             "no keeper runs: containers keep what they write, and have no history",
             "systemctl enable --now diffkeeper-keeper, or diffkeeper keeper",
+        ),
+    }
+}
+
+/// Who tells a keeper where to look.
+fn watcher(config: &Config) -> Finding {
+    let tried = match Node::open(&config.root) {
+        Ok(node) => keeper::watcher::Fanotify::open(node.root(), &node.trash()).map(drop),
+        Err(error) => Err(error.to_string()),
+    };
+    match tried {
+        Ok(()) => ok("watcher", "fanotify: a commit looks at what has changed"),
+        Err(why) => warning(
+            "watcher",
+            format!("scan: {why}"),
+            "each commit looks at the whole live tree, which takes long where that has very many files (docs/capture.md)",
         ),
     }
 }

@@ -38,6 +38,7 @@ pub fn record(store: &Path, tree: &Path) -> Result<Recorded> {
         image: "",
         node: "bench",
         boot: "",
+        watch: None,
     };
     capture.run(&store)?.context("a commit")
 }

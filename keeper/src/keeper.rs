@@ -10,7 +10,7 @@ use std::{
     fs::File,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use live::{Node, State};
@@ -29,6 +29,8 @@ use crate::{
     freezer::Shim,
     progress::Progress,
     redshift::Plan,
+    watcher::writers::{Writers, writers},
+    watching::{Watched, Watching},
 };
 
 pub(crate) use self::version::now;
@@ -46,6 +48,7 @@ pub struct Keeper {
     boot: String,
     /// One thing at a time for each state.
     busy: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    watching: OnceLock<Watching>,
     /// What was done, in numbers.
     pub counts: crate::metrics::Counts,
 }
@@ -84,6 +87,7 @@ impl Keeper {
             node_name: name.to_string_lossy().into_owned(),
             boot: boot.trim().to_owned(),
             busy: Mutex::default(),
+            watching: OnceLock::new(),
             counts: crate::metrics::Counts::default(),
         })
     }
@@ -103,6 +107,25 @@ impl Keeper {
     #[must_use]
     pub fn node(&self) -> &Node {
         &self.node
+    }
+
+    /// Who says where to look in the live trees: found out the first time this is asked. Until then all is looked at.
+    pub fn watching(&self) -> &Watching {
+        self.watching
+            .get_or_init(|| Watching::of(self.node.root(), &self.node.trash()))
+    }
+
+    /// Paths in a state's live tree that its container may write to without a word; none where that is not known.
+    pub(crate) fn written_in_silence(&self, name: &StateName) -> Option<Vec<(PathBuf, Vec<u8>)>> {
+        let state = self.node.state(name);
+        let open = writers(&state.in_use_by()?, &named_roots(&state).ok()?).ok()?;
+        let tops = tops(&state).ok()?;
+        let found = open.keys.iter().filter_map(|key| {
+            let (root, path) = store::format::place(key);
+            let top = tops.iter().find(|top| top.name == root)?;
+            Some((top.path.clone(), path))
+        });
+        Some(found.collect())
     }
 
     /// The settings.
@@ -256,7 +279,17 @@ impl Keeper {
         let freezer = shim.as_ref().map(|shim| shim as &dyn Freezer);
         let undisturbed = || state.in_use_by().is_none();
         self.catch_up(&state, name, freezer, progress)?;
-        let live = self.live(&state, name, freezer, &undisturbed)?;
+        let mut live = self.live(&state, name, freezer, &undisturbed)?;
+        let roots: Vec<(Vec<u8>, live::Root)> = named_roots(&state)?;
+        let open = || match &holder {
+            Some(holder) => writers(holder, &roots),
+            None => Ok(Writers::default()),
+        };
+        live.watch = self.watching.get().map(|watching| Watched {
+            watching,
+            writers: &open,
+            last: holder.is_none() || !matches!(reason, Reason::Interval | Reason::Manual),
+        });
         live.record(reason, message, progress)
     }
 
@@ -280,6 +313,7 @@ impl Keeper {
             exclude: record.map(|record| record.exclude).unwrap_or_default(),
             freezer,
             undisturbed,
+            watch: None,
         })
     }
 
@@ -602,10 +636,11 @@ struct Live<'a> {
     image: Option<String>,
     freezer: Option<&'a dyn Freezer>,
     undisturbed: &'a (dyn Fn() -> bool + Sync),
+    watch: Option<Watched<'a>>,
 }
 
 impl Live<'_> {
-    fn record(&self, reason: Reason, message: Option<&str>, progress: &Progress) -> Result<Option<Recorded>> {
+    fn record(self, reason: Reason, message: Option<&str>, progress: &Progress) -> Result<Option<Recorded>> {
         let capture = Capture {
             state: &self.known,
             tops: &self.tops,
@@ -618,9 +653,19 @@ impl Live<'_> {
             image: self.image.as_deref().unwrap_or_default(),
             node: &self.keeper.node_name,
             boot: &self.keeper.boot,
+            watch: self.watch,
         };
         capture.watched(&self.keeper.store, progress)
     }
+}
+
+/// The roots of a state, by the names that their keys begin with.
+fn named_roots(state: &State) -> Result<Vec<(Vec<u8>, live::Root)>> {
+    use std::os::unix::ffi::OsStrExt;
+    let roots = state.roots().into_iter();
+    roots
+        .map(|dir| Ok((dir.root.dir_name()?.as_bytes().to_vec(), dir.root)))
+        .collect()
 }
 
 /// The trees of a state.

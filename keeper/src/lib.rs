@@ -8,19 +8,24 @@ mod error;
 mod freezer;
 pub mod keeper;
 pub mod metrics;
+mod named;
 pub mod owner;
 pub mod progress;
 mod quiesce;
 mod reclaim;
+mod recorder;
 pub mod recording;
 pub mod redshift;
 mod repair;
 pub mod serve;
 pub mod service;
+mod still;
 #[cfg(test)]
 mod tests;
 mod tree;
 pub mod watch;
+pub mod watcher;
+pub mod watching;
 
 pub use error::{Error, Result};
 pub use keeper::Keeper;

@@ -192,6 +192,15 @@ impl Keeper {
             "Free space of the store's disk.",
             number(self.free()?),
         );
+        let (whole, named, missed) = self.watching().counts();
+        text.push_str("# HELP diffkeeper_looks_total Looks at live trees in use, by who said where to look.\n# TYPE diffkeeper_looks_total counter\n");
+        for (watcher, looks) in [("scan", whole), ("fanotify", named)] {
+            let _ = writeln!(text, "diffkeeper_looks_total{{watcher=\"{watcher}\"}} {looks}");
+        }
+        let _ = writeln!(
+            text,
+            "# HELP diffkeeper_missed_total Changes that only a look at everything found.\n# TYPE diffkeeper_missed_total counter\ndiffkeeper_missed_total {missed}"
+        );
         inner.captures.write(
             &mut text,
             "diffkeeper_capture_duration_seconds",

@@ -190,6 +190,7 @@ impl Recording {
             image: "",
             node,
             boot,
+            watch: None,
         };
         capture.run(store)
     }

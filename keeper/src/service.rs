@@ -230,6 +230,9 @@ fn message(keeper: &Keeper, recorded: &Recorded, tags: Vec<String>, given_up: St
         read: of.read,
         written: of.written,
         pause_ns: of.pause,
+        watcher: store::format::Watcher::try_from(of.watcher)
+            .map(|watcher| watcher.to_string())
+            .unwrap_or_default(),
         tags,
         given_up,
         doubt: of.doubt.clone(),

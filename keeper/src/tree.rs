@@ -112,12 +112,24 @@ pub(crate) fn walk_from(
     top: OwnedFd,
     key: &[u8],
     wanted: impl Fn(&[u8]) -> bool,
+    each: impl FnMut(Seen) -> io::Result<()>,
+) -> io::Result<()> {
+    walk_opening(top, key, wanted, each, |_, _| Ok(()))
+}
+
+/// The same, with somebody who wants every directory while it is open.
+pub(crate) fn walk_opening(
+    top: OwnedFd,
+    key: &[u8],
+    wanted: impl Fn(&[u8]) -> bool,
     mut each: impl FnMut(Seen) -> io::Result<()>,
+    mut opened: impl FnMut(&OwnedFd, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     each(Seen {
         key: key.to_vec(),
         stat: nix::sys::stat::fstat(&top)?,
     })?;
+    opened(&top, key)?;
     let mut stack = vec![Level::open(top, key.to_vec())?];
     while let Some(level) = stack.last_mut() {
         let Some(name) = level.names.pop() else {
@@ -151,7 +163,10 @@ pub(crate) fn walk_from(
         let directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
         let below = match stack.last() {
             Some(level) if directory => match openat(&level.dir, name, DIR, Mode::empty()) {
-                Ok(below) => Some(Level::open(below, key.clone())?),
+                Ok(below) => {
+                    opened(&below, &key)?;
+                    Some(Level::open(below, key.clone())?)
+                }
                 Err(error) if gone(error) => continue,
                 Err(error) => return Err(error.into()),
             },
@@ -254,6 +269,13 @@ pub(crate) fn all_xattrs(fd: &OwnedFd) -> io::Result<Vec<Xattr>> {
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
+}
+
+/// An entry of a tree, by a path that means it whatever becomes of its name, as long as what is returned is there.
+pub(crate) fn pinned(top_of: &Path, path: &[u8]) -> io::Result<(OwnedFd, PathBuf)> {
+    let found = find(&top(top_of)?, path)?;
+    let path = by_descriptor(&found);
+    Ok((found, path))
 }
 
 /// Every directory of a tree, by a path that means it whatever becomes of its name.

@@ -1,12 +1,15 @@
 //! When each live tree is looked at.
 //!
 //! A state whose container runs is looked at once in each interval while something changes. When nothing does, the time
-//! between two looks doubles, up to a minute, and the kernel is asked to tell of the first change in any of the tree's
-//! directories. One event is all that is wanted: then the watches go, so that a container that writes is not slowed down
-//! by being watched. Events are hints; memory that is mapped is written without one, and the look after a minute sees it.
+//! between two looks doubles, up to a minute, and what the watcher is told of the tree brings the next one forward.
+//!
+//! The kernel is asked besides to tell of the first write to each file that the container has open; where there is no
+//! watcher, of the first change in any of the tree's directories. One event is all that is wanted: then these watches go, so
+//! that a container that writes is not slowed down by being watched. Events are hints; memory that is mapped is written
+//! without one, and the look after a minute sees it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
     process::Command,
@@ -25,6 +28,9 @@ use runtime_spec::name::StateName;
 use store::format::Reason;
 
 use crate::{error::Result, keeper::Keeper, progress::Progress, tree};
+
+/// Events are taken in as often at most: a busy disk must not keep the keeper busy.
+const BREATH: u16 = 50;
 
 /// The longest time between two looks at a state in use.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -53,7 +59,11 @@ struct Watched {
 pub struct Watch {
     keeper: Arc<Keeper>,
     states: Mutex<HashMap<StateName, Watched>>,
+    /// Those that something was told of while they were looked at.
+    told: Mutex<HashSet<StateName>>,
     woken: EventFd,
+    /// Written to once, at the end.
+    ended: EventFd,
     stop: std::sync::atomic::AtomicBool,
     tidied: Mutex<Instant>,
 }
@@ -64,15 +74,25 @@ impl Watch {
     /// # Errors
     /// A failing disk.
     pub fn new(keeper: Arc<Keeper>) -> Result<Watch> {
-        let woken = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|e| crate::Error::Io {
-                context: "make an eventfd".into(),
-                source: e.into(),
-            })?;
+        let eventfd = || {
+            EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| {
+                crate::Error::Io {
+                    context: "make an eventfd".into(),
+                    source: e.into(),
+                }
+            })
+        };
+        let (woken, ended) = (eventfd()?, eventfd()?);
+        match keeper.watching().fanotify() {
+            Ok(_) => tracing::info!("fanotify tells where to look"),
+            Err(why) => tracing::info!(why, "all of a live tree is looked at each time"),
+        }
         let watch = Watch {
             keeper,
             states: Mutex::default(),
+            told: Mutex::default(),
             woken,
+            ended,
             stop: false.into(),
             tidied: Mutex::new(Instant::now()),
         };
@@ -134,15 +154,65 @@ impl Watch {
     /// Ends [`Watch::run`], after the commit that is being made.
     pub fn stop(&self) {
         self.stop.store(true, std::sync::atomic::Ordering::Release);
+        let _ = self.ended.write(1);
         self.wake();
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(std::sync::atomic::Ordering::Acquire)
     }
 
     /// Looks at states when it is time, until it is told to stop.
     pub fn run(&self) {
-        while !self.stop.load(std::sync::atomic::Ordering::Acquire) {
-            match self.due() {
-                Some((name, watched)) => self.look(name, watched),
-                None => self.sleep(),
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.listen());
+            while !self.stopped() {
+                match self.due() {
+                    Some((name, watched)) => self.look(name, watched),
+                    None => self.sleep(),
+                }
+            }
+        });
+    }
+
+    /// Takes in what the watcher is told, before its queue is full.
+    fn listen(&self) {
+        let Ok(fanotify) = self.keeper.watching().fanotify() else {
+            return;
+        };
+        while !self.stopped() {
+            let ended = PollFd::new(self.ended.as_fd(), PollFlags::POLLIN);
+            let events = PollFd::new(fanotify.events(), PollFlags::POLLIN);
+            // Interrupted is woken too.
+            let _ = poll(&mut [ended, events], PollTimeout::NONE);
+            for name in fanotify.pump() {
+                if let Ok(name) = name.parse() {
+                    self.told_of(name);
+                }
+            }
+            let ended = PollFd::new(self.ended.as_fd(), PollFlags::POLLIN);
+            let _ = poll(&mut [ended], PollTimeout::from(BREATH));
+        }
+    }
+
+    /// Something was told of a state: its next look is not to wait.
+    fn told_of(&self, name: StateName) {
+        let Some(interval) = self.keeper.interval(&name) else {
+            return;
+        };
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = Instant::now() + interval;
+        match states.get_mut(&name) {
+            Some(watched) if watched.at > at => {
+                watched.wait = interval;
+                watched.at = at;
+                drop(states);
+                self.wake();
+            }
+            Some(_) => {}
+            None => {
+                let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+                told.insert(name);
             }
         }
     }
@@ -237,6 +307,14 @@ impl Watch {
             watched.last = true;
             watched.reason = Reason::Exit;
         }
+        let told = |watch: &Watch| {
+            watch
+                .told
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&name)
+        };
+        told(self);
         let begun = Instant::now();
         let made = self.keeper.commit(&name, watched.reason, None);
         let took = begun.elapsed();
@@ -265,7 +343,7 @@ impl Watch {
         if watched.last {
             return;
         }
-        if idle {
+        if idle && !told(self) {
             watched.wait = (watched.wait * 2).min(LONGEST);
             if watched.events.is_none() {
                 watched.events = arm(&self.keeper, &name);
@@ -295,12 +373,22 @@ fn begin_anew() {
     tracing::error!(%error, "the keeper cannot begin anew: stop it, and the next container starts another");
 }
 
-/// Asks the kernel to tell of the first change in each directory; none where it cannot.
+/// Asks the kernel to tell of the first write to what is open, or change in each directory; none where it cannot.
 fn arm(keeper: &Keeper, name: &StateName) -> Option<Inotify> {
+    let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
+    if keeper.watching().fanotify().is_ok() {
+        let what = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ONESHOT;
+        for (top, path) in keeper.written_in_silence(name)? {
+            // What is gone is told of.
+            if let Ok((_open, path)) = tree::pinned(&top, &path) {
+                events.add_watch(&path, what).ok()?;
+            }
+        }
+        return Some(events);
+    }
     if !sees_overlays() {
         return None;
     }
-    let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
     let what = AddWatchFlags::IN_ATTRIB
         | AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_DELETE

@@ -123,7 +123,15 @@ impl Node {
         self.root.join("live")
     }
 
-    pub(crate) fn trash(&self) -> PathBuf {
+    /// Where the live trees of all states are.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A directory on their file system for what may go at any time.
+    #[must_use]
+    pub fn trash(&self) -> PathBuf {
         self.root.join("trash")
     }
 }

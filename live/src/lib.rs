@@ -27,7 +27,7 @@ pub use layout::Node;
 pub use lease::{Attempt, Holder, Init, Lease};
 pub use limit::{Limited, Quota};
 pub use placeholder::{Misfit, Want};
-pub use probe::in_use;
+pub use probe::{in_use, overlay_of};
 pub use reclaim::{Size, StateInfo};
 pub use root::{Root, RootDir, look_inside};
 pub use state::{Ending, Image, Life, Policy, Record, State};

@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
 };
 
@@ -54,6 +54,28 @@ pub fn in_use(upper: &Path) -> Result<bool> {
             source: std::io::Error::other("it accepted an overlay across two file systems"),
         }),
     }
+}
+
+/// An overlay of `lower`, `upper` and `work` in a directory, mounted nowhere: it goes when this is closed.
+///
+/// # Errors
+/// What the kernel says against it.
+pub fn overlay_of(dir: &Path) -> Result<OwnedFd> {
+    let make = || -> std::io::Result<OwnedFd> {
+        // By descriptor: fsconfig takes no long paths.
+        let of = File::open(dir)?;
+        let overlay = FsContext::open(c"overlay")?;
+        for (key, name) in [
+            (c"lowerdir", "lower"),
+            (c"upperdir", "upper"),
+            (c"workdir", "work"),
+        ] {
+            overlay.set(key, &format!("/proc/self/fd/{}/{name}", of.as_raw_fd()))?;
+        }
+        overlay.create()?;
+        overlay.mount()
+    };
+    make().on("make an overlay of", dir)
 }
 
 #[cfg(test)]

@@ -659,6 +659,29 @@ impl Catalog {
         Ok(found)
     }
 
+    /// How one entry of a live tree looked.
+    pub(crate) fn look(&self, state: u64, entry: &[u8]) -> Result<Option<Look>> {
+        let row = self.get(key(b'L', &[&state.to_be_bytes(), entry]))?;
+        let look =
+            |row: &[u8]| Look::read(row).ok_or_else(|| row_damaged(&format!("the look of {}", Shown(entry))));
+        row.map(|row| look(&row)).transpose()
+    }
+
+    /// How the entries below a directory of a live tree looked, in the order of their keys.
+    pub(crate) fn looks_below(
+        &self,
+        state: u64,
+        dir: &[u8],
+        mut each: impl FnMut(&[u8], Look) -> Result<()>,
+    ) -> Result<()> {
+        self.under(&key(b'L', &[&state.to_be_bytes(), dir, &[0]]), |rest, row| {
+            let entry = [dir, &[0], rest].concat();
+            let look =
+                Look::read(row).ok_or_else(|| row_damaged(&format!("the look of {}", Shown(&entry))))?;
+            each(&entry, look)
+        })
+    }
+
     /// How the entries of a live tree looked, in the order of their keys.
     pub(crate) fn looks(&self, state: u64, mut each: impl FnMut(&[u8], Look) -> Result<()>) -> Result<()> {
         self.under(&key(b'L', &[&state.to_be_bytes()]), |entry, row| {

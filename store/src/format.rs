@@ -262,6 +262,28 @@ impl fmt::Display for Consistency {
     }
 }
 
+/// Who said where to look for what had changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum Watcher {
+    /// Nobody was asked: nothing was looked at for it, or a version made it that does not say.
+    None = 0,
+    /// All was looked at.
+    Scan = 1,
+    /// The kernel's fanotify.
+    Fanotify = 2,
+}
+
+impl fmt::Display for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Watcher::None => "",
+            Watcher::Scan => "scan",
+            Watcher::Fanotify => "fanotify",
+        })
+    }
+}
+
 /// One recorded version of a live tree.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Commit {
@@ -322,6 +344,9 @@ pub struct Commit {
     /// How long the container stood still: nanoseconds.
     #[prost(uint64, tag = "19")]
     pub pause: u64,
+    /// Who said where to look.
+    #[prost(enumeration = "Watcher", tag = "20")]
+    pub watcher: i32,
     /// Why it is not of a better consistency.
     #[prost(string, tag = "21")]
     pub doubt: String,

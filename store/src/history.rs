@@ -461,6 +461,27 @@ impl Store {
         self.catalog.looks(state.number, each)
     }
 
+    /// How one entry of a state's live tree looked when it was recorded.
+    ///
+    /// # Errors
+    /// A failing disk.
+    pub fn look(&self, state: &Known, entry: &[u8]) -> Result<Option<crate::Look>> {
+        self.catalog.look(state.number, entry)
+    }
+
+    /// How the entries below a directory of a state's live tree looked when they were recorded, in the order of their keys.
+    ///
+    /// # Errors
+    /// A failing disk.
+    pub fn looks_below(
+        &self,
+        state: &Known,
+        dir: &[u8],
+        each: impl FnMut(&[u8], crate::Look) -> Result<()>,
+    ) -> Result<()> {
+        self.catalog.looks_below(state.number, dir, each)
+    }
+
     /// Records how entries look, without a commit.
     ///
     /// # Errors

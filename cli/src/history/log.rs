@@ -157,7 +157,7 @@ async fn commits(
 fn headings(verbose: bool) -> &'static [&'static str] {
     if verbose {
         &[
-            "COMMIT", "TIME", "WHY", "HOW", "PAUSE", "READ", "WRITTEN", "CHANGED", "OF", "",
+            "COMMIT", "TIME", "WHY", "HOW", "WATCHER", "PAUSE", "READ", "WRITTEN", "CHANGED", "OF", "",
         ]
     } else {
         &["COMMIT", "TIME", "WHY", "HOW", "CHANGED", "ADDED", ""]
@@ -172,6 +172,10 @@ fn row(commit: &api::Commit, verbose: bool) -> Vec<String> {
         commit.consistency.clone(),
     ];
     if verbose {
+        row.push(match commit.watcher.as_str() {
+            "" => "-".into(),
+            watcher => watcher.into(),
+        });
         row.push(match commit.pause_ns {
             0 => "-".into(),
             pause => format!("{:.1} ms", pause as f64 / 1e6),

@@ -48,6 +48,7 @@ pub fn commit_json(commit: &api::Commit) -> Value {
         "bytes_written": commit.written,
         "pause_ns": commit.pause_ns,
         "doubt": some(&commit.doubt),
+        "watcher": some(&commit.watcher),
         "given_up": some(&commit.given_up),
     })
 }
@@ -104,6 +105,7 @@ pub fn show(config: &Config, of: &str, as_json: bool) -> Result<ExitCode> {
         },
     );
     line("doubt", &commit.doubt);
+    line("watcher", &commit.watcher);
     line("message", &commit.message);
     line("node", &commit.node);
     line("image", &commit.image);

@@ -17,6 +17,7 @@ mod pods;
 mod proofs;
 mod records;
 mod scripts;
+mod watchers;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         export::TESTS,
         scripts::TESTS,
         bad_input::TESTS,
+        watchers::TESTS,
     ]
     .concat();
     let listing = arguments.list;

@@ -200,7 +200,7 @@ impl<'s, 'd> Import<'s, 'd> {
             let shown = dir.join(std::ffi::OsString::from_vec(path.clone()));
             let open = walking::find(&top, &path).on("open", &shown)?;
             let stat = fstat(&open).on("look at", &shown)?;
-            let Some(kind) = crate::blueshift::kind(&stat, true) else {
+            let Some(kind) = crate::recorder::kind(&stat, true) else {
                 continue;
             };
             let id = (stat.st_dev, stat.st_ino);

@@ -188,6 +188,7 @@ fn roots_stand_where_they_were() {
         image: "",
         node: "node",
         boot: "boot",
+        watch: None,
     };
     let tree = made.run(&store).unwrap().unwrap().commit.tree_id().unwrap();
     let named = |form| {

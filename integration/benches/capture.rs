@@ -1,0 +1,199 @@
+//! What a commit of a small change costs in a large tree, and what watching costs while little or nothing happens:
+//! processor time, user and system, of the process that records. `make bench-capture`.
+//!
+//! Beside fanotify stands the same commit by looking at everything. `BENCH_ENTRIES` sets the size of the tree, `BENCH_DIR`
+//! the file system that it is on.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use integration::bench::{self, Bar, Figure, figure};
+use keeper::{
+    blueshift::{Capture, Freezer, Top},
+    watcher::writers::Writers,
+    watching::{Watched, Watching},
+};
+use nix::sys::resource::{UsageWho, getrusage};
+use store::{Hash, Recorded, Store, format::Reason};
+
+/// Nothing runs.
+struct Still;
+
+impl Freezer for Still {
+    fn freeze(&self, _: Duration) -> std::io::Result<bool> {
+        Ok(true)
+    }
+
+    fn thaw(&self) -> bool {
+        true
+    }
+}
+
+/// Milliseconds of processor time so far.
+fn cpu() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let ms = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;
+    Ok(ms(usage.user_time()) + ms(usage.system_time()))
+}
+
+fn record(store: &Store, upper: &Path, watching: Option<&Watching>) -> Result<Option<Recorded>> {
+    let state = store.make_state("ctr/bench/bench", "ctr/bench")?;
+    let tops = [Top {
+        name: b"rootfs".to_vec(),
+        path: upper.to_owned(),
+        overlay: true,
+    }];
+    let nothing = || Ok(Writers::default());
+    let capture = Capture {
+        state: &state,
+        tops: &tops,
+        exclude: &[],
+        freezer: Some(&Still),
+        undisturbed: &|| true,
+        max_pause: Duration::from_secs(1),
+        reason: Reason::Interval,
+        message: None,
+        image: "",
+        node: "bench",
+        boot: "",
+        watch: watching.map(|watching| Watched {
+            watching,
+            writers: &nothing,
+            last: false,
+        }),
+    };
+    Ok(capture.run(store)?)
+}
+
+/// Waits until nothing has changed so lately that it is looked at again.
+fn settle(store: &Store, upper: &Path, watching: &Watching) -> Result<()> {
+    std::thread::sleep(Duration::from_millis(50));
+    for _ in 0..4 {
+        record(store, upper, Some(watching))?;
+    }
+    Ok(())
+}
+
+fn change(upper: &Path, entries: usize, round: usize) -> Result<()> {
+    for n in 0..10 {
+        let at = (round * 7919 + n * 104_729) % entries;
+        fs::write(
+            upper.join(format!("{}/{}", at / 100, at % 100)),
+            format!("{round} {n}"),
+        )?;
+    }
+    Ok(())
+}
+
+fn one(case: &str, unit: &'static str, value: f64, most: f64) -> Figure {
+    let mut figure = figure(case, unit, &[value], &[most], "allowed", &Bar::AtMost(1.0));
+    figure.interval = None;
+    figure
+}
+
+fn main() -> Result<()> {
+    if std::env::args().any(|arg| arg == "--list") {
+        return Ok(());
+    }
+    let entries: usize = std::env::var("BENCH_ENTRIES").map_or(Ok(1_000_000), |n| n.parse())?;
+    let dir = match std::env::var_os("BENCH_DIR") {
+        Some(on) => tempfile::tempdir_in(on)?,
+        None => tempfile::tempdir()?,
+    };
+    let upper = dir.path().join("upper");
+    fs::create_dir_all(dir.path().join("scratch"))?;
+    for at in 0..entries / 100 {
+        let below = upper.join(at.to_string());
+        fs::create_dir_all(&below)?;
+        for n in 0..100 {
+            fs::write(below.join(n.to_string()), "small")?;
+        }
+    }
+    let store = Store::open(&dir.path().join("store"), Hash::Blake3)?;
+    let watching = Watching::of(dir.path(), &dir.path().join("scratch"));
+    if let Err(why) = watching.fanotify() {
+        println!("skipped: {why}");
+        return Ok(());
+    }
+    record(&store, &upper, None)?;
+    record(&store, &upper, Some(&watching))?;
+
+    let (mut ours, mut walls) = (Vec::new(), Vec::new());
+    for round in 0..15 {
+        settle(&store, &upper, &watching)?;
+        change(&upper, entries, round)?;
+        std::thread::sleep(Duration::from_millis(50));
+        let (before, began) = (cpu()?, Instant::now());
+        let made = record(&store, &upper, Some(&watching))?.context("a commit")?;
+        ours.push(cpu()? - before);
+        walls.push(began.elapsed().as_secs_f64() * 1e3);
+        ensure!(made.commit.changed == 10, "{} changed", made.commit.changed);
+        ensure!(made.commit.watcher == store::format::Watcher::Fanotify as i32);
+    }
+    // One line a second, as a quiet service writes, for a while.
+    settle(&store, &upper, &watching)?;
+    let seconds = 10;
+    let before = cpu()?;
+    let lines = || -> Result<()> {
+        use std::io::Write;
+        fs::File::options()
+            .append(true)
+            .open(upper.join("0/0"))?
+            .write_all(b"a line\n")?;
+        Ok(())
+    };
+    for _ in 0..seconds {
+        lines()?;
+        record(&store, &upper, Some(&watching))?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let lightly = (cpu()? - before) / (seconds as f64 * 10.0);
+    settle(&store, &upper, &watching)?;
+    let before = cpu()?;
+    let looks = 50;
+    for _ in 0..looks {
+        ensure!(
+            record(&store, &upper, Some(&watching))?.is_none(),
+            "nothing had changed"
+        );
+    }
+    let nothing = (cpu()? - before) / f64::from(looks);
+
+    let mut peer = Vec::new();
+    for round in 15..18 {
+        change(&upper, entries, round)?;
+        std::thread::sleep(Duration::from_millis(50));
+        let before = cpu()?;
+        record(&store, &upper, None)?.context("a commit")?;
+        peer.push(cpu()? - before);
+    }
+    let figures = [
+        one(
+            &format!("10 changes among {entries}: processor"),
+            "ms",
+            bench::median(&ours),
+            20.0,
+        ),
+        one(
+            &format!("10 changes among {entries}: clock"),
+            "ms",
+            bench::median(&walls),
+            20.0,
+        ),
+        figure(
+            "the same, beside looking at everything",
+            "ms",
+            &[bench::median(&ours)],
+            &[bench::median(&peer)],
+            "scan",
+            &Bar::AtMost(0.1),
+        ),
+        one("a line a second: part of a core", "%", lightly, 1.0),
+        one("a look where nothing has changed", "ms", nothing, 1.0),
+    ];
+    bench::report("capture", "Commits of small changes", &figures)
+}

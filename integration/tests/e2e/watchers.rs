@@ -1,0 +1,136 @@
+//! Who tells a keeper where to look, and what becomes of it.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use integration::{Daemon, OURS, history::Keeper, wait::until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::Test;
+
+pub const TESTS: &[(&str, Test)] = &[
+    (
+        "watchers::what_is_open_is_recorded_without_a_word",
+        what_is_open_is_recorded_without_a_word,
+    ),
+    (
+        "watchers::unread_events_hold_no_container",
+        unread_events_hold_no_container,
+    ),
+];
+
+fn said(d: &Daemon, args: &[&str]) -> Result<String> {
+    Ok(d.diffkeeper(args)?.ok()?.trim_end().to_owned())
+}
+
+fn json(d: &Daemon, args: &[&str]) -> Result<Value> {
+    Ok(serde_json::from_str(&said(d, args)?)?)
+}
+
+fn start(d: &Daemon, name: &str, script: &str) -> Result<()> {
+    let image = d.import("busybox")?;
+    d.ctr(&["run", "-d", "--runtime", OURS, &image, name, "sh", "-c", script])?
+        .ok()
+        .map(drop)
+}
+
+/// Whether fanotify can serve here, as doctor says.
+fn fanotify(d: &Daemon) -> Result<bool> {
+    let findings: Value = serde_json::from_str(&d.diffkeeper(&["doctor", "--json"])?.out)?;
+    let findings = findings.as_array().context("a list")?;
+    let watcher = findings.iter().find(|finding| finding["check"] == "watcher");
+    let found = watcher
+        .and_then(|finding| finding["found"].as_str())
+        .context("who watches")?;
+    if !found.starts_with("fanotify") {
+        println!("fanotify does not serve here: {found}");
+    }
+    Ok(found.starts_with("fanotify"))
+}
+
+/// A file that is never closed, in a tree of many that nothing happens to: its bytes are in each commit, and looking at
+/// everything finds nothing that was missed.
+fn what_is_open_is_recorded_without_a_word(d: &Daemon) -> Result<()> {
+    if !fanotify(d)? {
+        return Ok(());
+    }
+    let log = d.folder().join("keeper.log");
+    let before = fs::read_to_string(&log).unwrap_or_default().len();
+    let _keeper = Keeper::start(d, "interval = \"100ms\"")?;
+    let script = "mkdir -p /many && cd /many && for n in $(seq 500); do echo $n > $n; done; \
+                  exec 3>>/open; n=0; while :; do n=$((n+1)); echo $n >&3; sleep 0.05; done";
+    start(d, "silent", script)?;
+    let named = || -> Result<Vec<Value>> {
+        match json(d, &["log", "silent", "-n", "1000", "--json"])? {
+            Value::Array(commits) => Ok(commits
+                .into_iter()
+                .filter(|c| c["watcher"] == "fanotify")
+                .collect()),
+            other => bail!("{other}"),
+        }
+    };
+    until("commits of what was named", Duration::from_secs(60), || {
+        named().is_ok_and(|commits| commits.len() >= 10)
+    })?;
+    let mut last = 0;
+    for commit in named()?.iter().rev() {
+        let version = format!("silent@{}", commit["id"].as_str().context("an id")?);
+        let text = said(d, &["cat", &version, "/open"])?;
+        let lines: Vec<u64> = text.lines().map(str::parse).collect::<Result<_, _>>()?;
+        ensure!(
+            lines.iter().zip(1..).all(|(line, n)| *line == n),
+            "{version}: {text}"
+        );
+        let newest = lines.last().copied().unwrap_or(0);
+        ensure!(newest > last, "{commit} has nothing new: {newest} after {last}");
+        last = newest;
+        ensure!(commit["changed"].as_u64().is_some_and(|n| n < 20), "{commit}");
+    }
+    // Everything is looked at once more when the container has ended.
+    d.forget("silent")?;
+    until("the last commit", Duration::from_secs(30), || {
+        json(d, &["log", "silent", "-n", "1", "--json"]).is_ok_and(|log| log[0]["watcher"] == "scan")
+    })?;
+    let log = fs::read_to_string(&log)?;
+    ensure!(
+        !log.get(before..).unwrap_or_default().contains("nobody told"),
+        "something was missed: {log}"
+    );
+    Ok(())
+}
+
+/// A keeper that stands still with events unread: containers write, end, and are unmounted.
+fn unread_events_hold_no_container(d: &Daemon) -> Result<()> {
+    let keeper = Keeper::start(d, "interval = \"100ms\"")?;
+    start(
+        d,
+        "unread",
+        "while :; do echo $RANDOM > /file$((RANDOM % 100)); done",
+    )?;
+    until("a commit", Duration::from_secs(30), || {
+        json(d, &["log", "unread", "--json"]).is_ok_and(|log| log[0]["id"].is_string())
+    })?;
+    let pid = Pid::from_raw(i32::try_from(keeper.pid())?);
+    kill(pid, Signal::SIGSTOP)?;
+    let upper = d.upper("unread");
+    let checked = (|| -> Result<()> {
+        let file = upper.join("file1");
+        let now = fs::metadata(&file).and_then(|meta| meta.modified()).ok();
+        until("the container goes on", Duration::from_secs(20), || {
+            fs::metadata(&file).and_then(|meta| meta.modified()).ok() != now
+        })?;
+        d.forget("unread")?;
+        until("the overlay is gone", Duration::from_secs(20), || {
+            live::in_use(&upper).is_ok_and(|used| !used)
+        })
+    })();
+    kill(pid, Signal::SIGCONT)?;
+    checked?;
+    until("the rest is recorded", Duration::from_secs(30), || {
+        json(d, &["log", "unread", "-n", "1", "--json"]).is_ok_and(|log| log[0]["reason"] == "exit")
+    })
+}
