@@ -9,20 +9,22 @@ mod records;
 mod shim;
 mod spec;
 mod store;
+mod watcher;
 
-pub use self::{delta::*, records::*, shim::*, spec::*, store::*};
+pub use self::{delta::*, records::*, shim::*, spec::*, store::*, watcher::*};
 
 /// One target.
 pub type Target = fn(&[u8]);
 
 /// Every target, under the name that its seeds and its cargo-fuzz binary have.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("annotations", annotations),
     ("bootstrap", bootstrap),
     ("bundle", bundle),
     ("config", config),
     ("deltas", deltas),
     ("duration", duration),
+    ("events", events),
     ("messages", messages),
     ("mount", mount),
     ("packs", packs),

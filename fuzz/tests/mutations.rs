@@ -133,7 +133,7 @@ macro_rules! tests {
     };
 }
 
-tests! { annotations bootstrap bundle config deltas duration messages mount packs records runtime_options state_name stream_uri }
+tests! { annotations bootstrap bundle config deltas duration events messages mount packs records runtime_options state_name stream_uri }
 
 #[test]
 fn every_target_has_a_binary_for_cargo_fuzz() {
