@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Result;
 use live::Node;
-use runtime_spec::config::Config;
+use runtime_spec::config::{Config, Watcher};
 use serde::Serialize;
 
 use crate::{install::docker, table};
@@ -393,17 +393,25 @@ fn history(config: &Config) -> Finding {
     }
 }
 
-/// Who tells a keeper where to look.
+/// Who tells a keeper where to look, and who could.
 fn watcher(config: &Config) -> Finding {
     let tried = match Node::open(&config.root) {
         Ok(node) => keeper::watcher::Fanotify::open(node.root(), &node.trash()).map(drop),
         Err(error) => Err(error.to_string()),
     };
-    match tried {
-        Ok(()) => ok("watcher", "fanotify: a commit looks at what has changed"),
-        Err(why) => warning(
+    match (config.history.watcher, tried) {
+        (Watcher::Scan, Ok(())) => ok(
             "watcher",
-            format!("scan: {why}"),
+            "scan: each commit looks at the whole live tree; fanotify could serve here (docs/capture.md says what that may miss)",
+        ),
+        (Watcher::Scan, Err(why)) => ok(
+            "watcher",
+            format!("scan: each commit looks at the whole live tree; fanotify could not serve here: {why}"),
+        ),
+        (Watcher::Fanotify, Ok(())) => ok("watcher", "fanotify: a commit looks at what has changed"),
+        (Watcher::Fanotify, Err(why)) => warning(
+            "watcher",
+            format!("scan, though fanotify is configured: {why}"),
             "each commit looks at the whole live tree, which takes long where that has very many files (docs/capture.md)",
         ),
     }

@@ -15,7 +15,7 @@ use std::{
 
 use live::{Node, State};
 use runtime_spec::{
-    config::{Config, History},
+    config::{Config, History, Watcher},
     name::{StateName, TailError, resolve_tail},
 };
 use store::{
@@ -109,10 +109,13 @@ impl Keeper {
         &self.node
     }
 
-    /// Who says where to look in the live trees: found out the first time this is asked. Until then all is looked at.
+    /// Who says where to look in the live trees, if they are to be watched: found out the first time this is asked. Until then
+    /// all is looked at.
     pub fn watching(&self) -> &Watching {
-        self.watching
-            .get_or_init(|| Watching::of(self.node.root(), &self.node.trash()))
+        self.watching.get_or_init(|| match self.history.watcher {
+            Watcher::Scan => Watching::scan(),
+            Watcher::Fanotify => Watching::of(self.node.root(), &self.node.trash()),
+        })
     }
 
     /// Paths in a state's live tree that its container may write to without a word; none where that is not known.

@@ -75,6 +75,17 @@ impl Watching {
         }
     }
 
+    /// Nobody says where to look.
+    #[must_use]
+    pub fn scan() -> Watching {
+        Watching {
+            fanotify: Err("no watcher is configured (`[history] watcher`)".into()),
+            memory: Mutex::default(),
+            looks: Default::default(),
+            missed: AtomicU64::new(0),
+        }
+    }
+
     /// The watcher, or why there is none.
     ///
     /// # Errors

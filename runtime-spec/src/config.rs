@@ -97,6 +97,16 @@ impl Log {
     }
 }
 
+/// How a keeper finds what has changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Watcher {
+    /// It looks at everything.
+    #[default]
+    Scan,
+    /// It looks where the kernel's fanotify says, which does not tell of every change.
+    Fanotify,
+}
+
 /// What the keeper does: `[history]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History {
@@ -116,6 +126,8 @@ pub struct History {
     pub log: Log,
     /// Which commits keep their content, the youngest first.
     pub retention: Vec<Keep>,
+    /// Who says where to look for what has changed.
+    pub watcher: Watcher,
     /// The key that signs commits, where they are signed.
     pub signing_key: Option<PathBuf>,
 }
@@ -159,6 +171,7 @@ impl Default for History {
                 .iter()
                 .filter_map(|rule| Keep::parse(rule))
                 .collect(),
+            watcher: Watcher::default(),
             signing_key: None,
         }
     }
@@ -273,7 +286,7 @@ impl Config {
                 }
                 _ => {
                     return Err(at.unknown(
-                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, size-limit, without-quota, keeper, start-keeper, [history] interval, max-pause, store, share, hash, log, metrics, retention, signing-key, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change, size-limit",
+                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, size-limit, without-quota, keeper, start-keeper, [history] interval, max-pause, store, share, hash, log, metrics, retention, watcher, signing-key, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change, size-limit",
                     ));
                 }
             }
@@ -319,6 +332,13 @@ impl History {
                         _ => return Err(at.wrong("error, warn, info or debug")),
                     }
                 }
+                "watcher" => {
+                    history.watcher = match at.string(value)? {
+                        "scan" => Watcher::Scan,
+                        "fanotify" => Watcher::Fanotify,
+                        _ => return Err(at.wrong("scan or fanotify")),
+                    }
+                }
                 "metrics" if value.as_str() == Some("off") => history.metrics = None,
                 "metrics" => {
                     let address = at.string(value)?.parse();
@@ -336,7 +356,7 @@ impl History {
                 "signing-key" => history.signing_key = Some(at.absolute(value)?),
                 _ => {
                     return Err(at.unknown(
-                        "interval, max-pause, store, share, hash, log, metrics, retention, signing-key",
+                        "interval, max-pause, store, share, hash, log, metrics, retention, watcher, signing-key",
                     ));
                 }
             }
@@ -535,11 +555,21 @@ mod tests {
             "log",
             "metrics",
             "retention",
+            "watcher",
         ] {
             assert!(
                 settings.lines().any(|l| l.starts_with(&format!("{key} = "))),
                 "{key} is not in the example"
             );
+        }
+    }
+
+    #[test]
+    fn fanotify_is_asked_for() {
+        assert_eq!(History::default().watcher, Watcher::Scan);
+        for (word, watcher) in [("scan", Watcher::Scan), ("fanotify", Watcher::Fanotify)] {
+            let config = Config::parse(&format!("[history]\nwatcher = \"{word}\"")).unwrap();
+            assert_eq!(config.history.watcher, watcher);
         }
     }
 
@@ -554,6 +584,7 @@ mod tests {
                 "line 2",
                 "error, warn, info or debug",
             ),
+            ("[history]\nwatcher = \"inotify\"", "line 2", "scan or fanotify"),
             ("[history]\nretention = [\"1d\"]", "line 2", "history.retention"),
             ("[history]\nevery = \"1s\"", "line 2", "history.every"),
             ("\nlease = \"1s\"", "line 2", "lease"),

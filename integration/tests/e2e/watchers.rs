@@ -18,10 +18,17 @@ pub const TESTS: &[(&str, Test)] = &[
         what_is_open_is_recorded_without_a_word,
     ),
     (
+        "watchers::fanotify_serves_whoever_asks",
+        fanotify_serves_whoever_asks,
+    ),
+    (
         "watchers::unread_events_hold_no_container",
         unread_events_hold_no_container,
     ),
 ];
+
+/// It has to be asked for.
+const FANOTIFY: &str = "interval = \"100ms\"\nwatcher = \"fanotify\"";
 
 fn said(d: &Daemon, args: &[&str]) -> Result<String> {
     Ok(d.diffkeeper(args)?.ok()?.trim_end().to_owned())
@@ -38,29 +45,53 @@ fn start(d: &Daemon, name: &str, script: &str) -> Result<()> {
         .map(drop)
 }
 
-/// Whether fanotify can serve here, as doctor says.
-fn fanotify(d: &Daemon) -> Result<bool> {
+/// Who watches, as doctor says.
+fn watcher(d: &Daemon) -> Result<String> {
     let findings: Value = serde_json::from_str(&d.diffkeeper(&["doctor", "--json"])?.out)?;
     let findings = findings.as_array().context("a list")?;
     let watcher = findings.iter().find(|finding| finding["check"] == "watcher");
-    let found = watcher
-        .and_then(|finding| finding["found"].as_str())
-        .context("who watches")?;
+    let found = watcher.and_then(|finding| finding["found"].as_str());
+    found.map(str::to_owned).context("who watches")
+}
+
+/// Whether fanotify, which is configured, can serve here.
+fn fanotify(d: &Daemon) -> Result<bool> {
+    let found = watcher(d)?;
     if !found.starts_with("fanotify") {
         println!("fanotify does not serve here: {found}");
     }
     Ok(found.starts_with("fanotify"))
 }
 
+/// Without a word in the configuration everything is looked at, whatever the kernel could.
+fn fanotify_serves_whoever_asks(d: &Daemon) -> Result<()> {
+    let _keeper = Keeper::start(d, "interval = \"100ms\"")?;
+    let found = watcher(d)?;
+    ensure!(found.starts_with("scan: "), "{found}");
+    start(
+        d,
+        "scanned",
+        "n=0; while :; do n=$((n+1)); echo $n > /file; sleep 0.1; done",
+    )?;
+    let log = || -> Result<Value> { json(d, &["log", "scanned", "--json"]) };
+    until("five commits", Duration::from_secs(30), || {
+        log().is_ok_and(|log| log.as_array().is_some_and(|log| log.len() >= 5))
+    })?;
+    let log = log()?;
+    let commits = log.as_array().context("a list")?;
+    ensure!(commits.iter().all(|commit| commit["watcher"] == "scan"), "{log}");
+    d.forget("scanned")
+}
+
 /// A file that is never closed, in a tree of many that nothing happens to: its bytes are in each commit, and looking at
 /// everything finds nothing that was missed.
 fn what_is_open_is_recorded_without_a_word(d: &Daemon) -> Result<()> {
+    let log = d.folder().join("keeper.log");
+    let before = fs::read_to_string(&log).unwrap_or_default().len();
+    let _keeper = Keeper::start(d, FANOTIFY)?;
     if !fanotify(d)? {
         return Ok(());
     }
-    let log = d.folder().join("keeper.log");
-    let before = fs::read_to_string(&log).unwrap_or_default().len();
-    let _keeper = Keeper::start(d, "interval = \"100ms\"")?;
     let script = "mkdir -p /many && cd /many && for n in $(seq 500); do echo $n > $n; done; \
                   exec 3>>/open; n=0; while :; do n=$((n+1)); echo $n >&3; sleep 0.05; done";
     start(d, "silent", script)?;
@@ -111,7 +142,7 @@ fn what_is_open_is_recorded_without_a_word(d: &Daemon) -> Result<()> {
 
 /// A keeper that stands still with events unread: containers write, end, and are unmounted.
 fn unread_events_hold_no_container(d: &Daemon) -> Result<()> {
-    let keeper = Keeper::start(d, "interval = \"100ms\"")?;
+    let keeper = Keeper::start(d, FANOTIFY)?;
     start(
         d,
         "unread",

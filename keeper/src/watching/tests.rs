@@ -424,3 +424,29 @@ fn where_something_is_too_deep_all_is_looked_at_and_each_commit_says_so() {
     assert_eq!(bed.watching.counts().2, 0);
     bed.check();
 }
+
+#[test]
+fn a_keeper_watches_where_it_is_told_to() {
+    use runtime_spec::config::{Config, History, Watcher};
+    let dir = tempfile::tempdir().unwrap();
+    let watching = |watcher| {
+        let config = Config {
+            root: dir.path().join("root"),
+            history: History {
+                watcher,
+                ..History::default()
+            },
+            ..Config::default()
+        };
+        let keeper = crate::Keeper::open(&config).unwrap();
+        let found = keeper.watching().fanotify().map(drop).map_err(str::to_owned);
+        (
+            found,
+            Fanotify::open(keeper.node().root(), &keeper.node().trash()).is_ok(),
+        )
+    };
+    let (found, _) = watching(History::default().watcher);
+    assert!(found.unwrap_err().contains("[history] watcher"));
+    let (found, could) = watching(Watcher::Fanotify);
+    assert_eq!(found.is_ok(), could);
+}
