@@ -129,7 +129,8 @@ async fn ended(
             },
         }
     };
-    while let Ok(n @ 1..) = pipe.try_read(&mut buffer) {
+    // The kernel itself is asked: tokio may not have heard yet that there is something to read.
+    while let Ok(n @ 1..) = nix::unistd::read(&*pipe, &mut buffer) {
         keep(buffer.get(..n).unwrap_or_default());
     }
     exit
