@@ -5,12 +5,12 @@
 
 use std::{
     sync::{Condvar, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use live::{Policy, Record};
+use live::{Policy, Record, StateInfo};
 use runtime_spec::name::StateName;
-use store::Known;
+use store::{Known, format::Reason};
 
 use crate::{error::Result, keeper::Keeper, progress::Progress};
 
@@ -77,11 +77,30 @@ impl Keeper {
     ) -> Result<Vec<Reclaimed>> {
         progress.begin("looking for what has expired");
         let mut done = Vec::new();
-        for info in self.node().due(now.checked_sub(patience).unwrap_or(UNIX_EPOCH))? {
+        let limit = now.checked_sub(patience).unwrap_or(UNIX_EPOCH);
+        for info in self.node().due(limit)? {
             progress.go_on()?;
             let name = info.name.to_string();
+            // A container that ended while no keeper was there left what nobody has recorded.
+            if !dry
+                && self.interval(&info.name).is_some()
+                && let Err(error) = self.commit(&info.name, Reason::Exit, None)
+            {
+                done.push(Reclaimed {
+                    name,
+                    tree: Some(0),
+                    problem: Some(error.to_string()),
+                    ..Reclaimed::default()
+                });
+                continue;
+            }
             let turn = self.turn(&name);
             let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            // What was removed before took its time: somebody may have come and gone meanwhile.
+            let due = |info: &StateInfo| info.expires_at().is_some_and(|at| at <= limit);
+            if !self.node().info(&info.name).as_ref().is_some_and(due) {
+                continue;
+            }
             let removed = match dry {
                 true => info.size(),
                 false => self.node().remove(&info.name),
@@ -97,6 +116,9 @@ impl Keeper {
             progress.go_on()?;
             let turn = self.turn(&known.name);
             let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(known) = self.store().state(&known.name)? else {
+                continue;
+            };
             if let Some(commits) = self.orphan(&known, seconds(now), patience, dry)? {
                 done.push(Reclaimed {
                     name: known.name,
@@ -149,7 +171,8 @@ impl Keeper {
         Ok(None)
     }
 
-    /// When there is something to reclaim next; none where nothing will expire by itself.
+    /// When there is something to reclaim next; none where nothing will expire by itself. What is in use is put down as used
+    /// now.
     ///
     /// # Errors
     /// States that cannot be listed.
@@ -158,6 +181,7 @@ impl Keeper {
         let mut sooner = |at: Duration| next = Some(next.map_or(at, |next| next.min(at)));
         for info in self.node().states()? {
             if info.in_use_by.is_some() {
+                info.still_held(now)?;
                 sooner(LONGEST);
             } else if let Some(at) = info.expires_at() {
                 sooner(at.duration_since(now).unwrap_or_default());
@@ -200,8 +224,18 @@ impl Schedule {
 
     /// Reclaims what has expired, until it is told to stop.
     pub fn run(&self, keeper: &Keeper) {
+        self.run_after(PATIENCE, keeper);
+    }
+
+    /// Nothing in the first `patience`: after a reboot the owners start their containers again, and none is in use before.
+    fn run_after(&self, patience: Duration, keeper: &Keeper) {
+        let began = Instant::now();
         loop {
-            let wait = self.once(keeper).unwrap_or_else(|error| {
+            let wait = match patience.checked_sub(began.elapsed()) {
+                Some(wait) if !wait.is_zero() => Ok(Some(wait)),
+                _ => self.once(keeper),
+            };
+            let wait = wait.unwrap_or_else(|error| {
                 tracing::error!(%error, "what has expired cannot be told");
                 Some(LONGEST)
             });
@@ -257,11 +291,9 @@ impl Schedule {
 mod tests {
     use std::path::Path;
 
+    use super::*;
     use live::{Attempt, Holder, Life, Root};
     use runtime_spec::config::Config;
-    use store::format::Reason;
-
-    use super::*;
 
     const WEEK: u64 = 7 * 86_400;
 
@@ -367,6 +399,36 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_stops_without_a_word_takes_nobody_s_time() {
+        if !crate::tests::root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            root: dir.path().join("root"),
+            ..Config::default()
+        };
+        let keeper = Keeper::open(&config).unwrap();
+        let noon = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let after = |seconds| noon + Duration::from_secs(seconds);
+        lived(&keeper, "ctr/default/long", Policy::After(3600), noon);
+        let long = keeper.node().state(&"ctr/default/long".parse().unwrap());
+        let Attempt::Held(mut lease) = long.acquire(Holder::new("c", "n", Path::new("/b"))).unwrap() else {
+            panic!("it is free");
+        };
+        lease.update(|_| {}).unwrap();
+        assert_eq!(keeper.next_reclaim(after(WEEK)).unwrap(), Some(LONGEST));
+        // The lock is gone, and what says who had it stays.
+        drop(lease);
+        let reclaim = |at| {
+            let none = Duration::ZERO;
+            told(&keeper.reclaim(at, none, false, &Progress::default()).unwrap())
+        };
+        assert!(reclaim(after(WEEK + 3599)).is_empty());
+        assert_eq!(reclaim(after(WEEK + 3600)), ["tree ctr/default/long"]);
+    }
+
+    #[test]
     fn the_schedule_ends_when_it_is_told() {
         if !crate::tests::root() {
             return;
@@ -380,7 +442,7 @@ mod tests {
         lived(&keeper, "ctr/default/long-gone", Policy::After(1), UNIX_EPOCH);
         let schedule = Schedule::default();
         std::thread::scope(|scope| {
-            scope.spawn(|| schedule.run(&keeper));
+            scope.spawn(|| schedule.run_after(Duration::ZERO, &keeper));
             let tree = keeper.node().state(&"ctr/default/long-gone".parse().unwrap());
             let since = std::time::Instant::now();
             while tree.exists() {

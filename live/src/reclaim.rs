@@ -37,6 +37,8 @@ pub struct StateInfo {
     pub record: Option<Record>,
     /// Who uses it.
     pub in_use_by: Option<Holder>,
+    /// When its holder was last known to have it: a node that stopped without a word left no other trace of that.
+    held: Option<SystemTime>,
     dir: PathBuf,
 }
 
@@ -91,7 +93,30 @@ impl StateInfo {
             Policy::Delete => 0,
             Policy::After(seconds) => seconds,
         };
-        time(record.last_used)?.checked_add(Duration::from_secs(wait))
+        let used = time(record.last_used)?;
+        let used = self.held.map_or(used, |held| held.max(used));
+        used.checked_add(Duration::from_secs(wait))
+    }
+
+    /// Puts down that it is in use still: should its node stop without a word, its time begins here. Nothing where it is
+    /// not in use.
+    ///
+    /// # Errors
+    /// A full or read-only disk.
+    pub fn still_held(&self, now: SystemTime) -> Result<()> {
+        if self.in_use_by.is_none() {
+            return Ok(());
+        }
+        let path = self.dir.join("holder.json");
+        match File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_modified(now))
+        {
+            // It is being left at this moment.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            done => done.on("write to", &path),
+        }
     }
 }
 
@@ -109,6 +134,13 @@ impl Node {
         collect(&live, &live, &mut found)?;
         found.sort_by_key(|s| s.name.to_string());
         Ok(found)
+    }
+
+    /// One of them; none where there is no live tree of that name.
+    #[must_use]
+    pub fn info(&self, name: &StateName) -> Option<StateInfo> {
+        let dir = self.state(name).dir().to_owned();
+        dir.is_dir().then(|| info(name.clone(), dir))
     }
 
     /// The states that have expired.
@@ -168,6 +200,20 @@ impl State {
     }
 }
 
+fn info(name: StateName, dir: PathBuf) -> StateInfo {
+    let locked = File::open(dir.join("lock")).is_ok_and(|lock| sys::is_locked(&lock).unwrap_or(false));
+    let holder = dir.join("holder.json");
+    StateInfo {
+        name,
+        record: read_record(&dir),
+        in_use_by: locked.then(|| read_json(&holder).unwrap_or_default()),
+        held: std::fs::symlink_metadata(&holder)
+            .and_then(|metadata| metadata.modified())
+            .ok(),
+        dir,
+    }
+}
+
 /// Finds states below `dir`; a directory is one when its path is a state's name.
 fn collect(live: &Path, dir: &Path, found: &mut Vec<StateInfo>) -> Result<()> {
     for entry in std::fs::read_dir(dir).on("read", dir)? {
@@ -181,18 +227,7 @@ fn collect(live: &Path, dir: &Path, found: &mut Vec<StateInfo>) -> Result<()> {
             .and_then(|p| p.to_str())
             .and_then(|p| p.parse::<StateName>().ok());
         match name {
-            Some(name) => {
-                let locked =
-                    File::open(path.join("lock")).is_ok_and(|lock| sys::is_locked(&lock).unwrap_or(false));
-                let in_use_by = locked.then(|| read_json(&path.join("holder.json")).unwrap_or_default());
-                let record = read_record(&path);
-                found.push(StateInfo {
-                    name,
-                    record,
-                    in_use_by,
-                    dir: path,
-                });
-            }
+            Some(name) => found.push(info(name, path)),
             None if path.components().count() < live.components().count() + 4 => collect(live, &path, found)?,
             None => {}
         }
