@@ -63,6 +63,8 @@ impl Store {
         dry: bool,
         mut told: impl FnMut(&Collected) -> A,
     ) -> Result<Collected> {
+        // What is touched while one looks is noted once.
+        let _alone = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         let mut sum = Collected::default();
         for (_, domain) in self.catalog.domains()? {
             let done = self.gc_domain(domain, thorough, dry, &mut sum, &mut told);
@@ -281,14 +283,21 @@ impl Store {
                 return Err(damaged(path.display(), "it is of another domain"));
             }
             let mut writer = self.begin_pack(domain, row.class)?;
-            for (object, id, place) in &keep {
+            let mut copied = keep.iter().try_for_each(|(object, id, place)| {
                 // Checked as it is read: what is damaged is not carried on under a name that it has not.
                 let written = self.as_written(domain, *object, *id, *place)?;
                 let at = writer.append(&written.record, &written.bytes)?;
                 let moved = Place::of(&written.record, written.base, writer.header.pack, at);
                 batch.place(domain, *object, *id, &moved);
+                Ok(())
+            });
+            if copied.is_ok() {
+                copied = writer.sync();
             }
-            writer.sync()?;
+            if let Err(error) = copied {
+                writer.abandon();
+                return Err(error);
+            }
             sum.copied += writer.length;
             let length = u32::try_from(writer.length).map_err(|_| damaged("a new pack", "it is too long"))?;
             batch.pack(writer.header.pack, &PackRow { length, ..*row });

@@ -63,6 +63,8 @@ pub struct Store {
     pub(crate) bases: Bases,
     /// Held by whoever adds objects; taken whole by gc for the moment in which it removes some.
     pub(crate) gate: RwLock<()>,
+    /// Held by the one gc that there is at a time.
+    pub(crate) collecting: Mutex<()>,
     /// What was found to be there already while gc looked for what nobody needs.
     pub(crate) spared: Mutex<Option<HashSet<Key>>>,
     /// Signs commits, where somebody wants it.
@@ -189,6 +191,7 @@ impl Store {
             nodes: Cache::with_weighter(2048, NODES, Weight),
             bases: base::bases(),
             gate: RwLock::default(),
+            collecting: Mutex::default(),
             spared: Mutex::default(),
             signer: OnceLock::new(),
             names: Mutex::default(),

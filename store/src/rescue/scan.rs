@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     catalog::{Catalog, PackRow, Place, StoreRow},
-    error::{Context, Result, damaged},
+    error::{Context, Error, Result, damaged},
     format::Commit,
     id::{Hash, Id},
     pack::{self, HEADER, Header, Object, RECORD},
@@ -138,7 +138,11 @@ impl Scan {
         let Ok((file, _)) = pack::open(dir, place.pack) else {
             return Ok(None);
         };
-        let bytes = pack::read(&file, &pack::path(dir, place.pack), place.at, place.stored)?;
+        let bytes = match pack::read(&file, &pack::path(dir, place.pack), place.at, place.stored) {
+            // What stands on it is left out, and nothing else.
+            Err(Error::Damaged { .. }) => return Ok(None),
+            read => read?,
+        };
         let record = place.record(object, id);
         let bytes = bytes.get(RECORD..).unwrap_or_default();
         Ok(pack::content(self.hash, &record, bytes, under.as_deref()).ok())
