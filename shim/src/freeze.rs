@@ -16,6 +16,9 @@ use crate::{
 /// The longest that anybody can ask for.
 const LONGEST: Duration = Duration::from_secs(10);
 
+/// How long others may be in the middle of what must not meet a frozen container.
+const PATIENCE: Duration = Duration::from_secs(4);
+
 /// Whether a container stands still, and who must wait for the end of it.
 #[derive(Default)]
 pub struct Standstill {
@@ -41,7 +44,11 @@ impl Standstill {
     /// A freeze that does not take.
     pub async fn begin(&self, cgroup: Arc<Cgroup>, limit: Duration) -> Result<u64> {
         let limit = limit.min(LONGEST);
-        let guard = self.moving.clone().write_owned().await;
+        // Whoever waits here has others wait behind it.
+        let moving = self.moving.clone().write_owned();
+        let guard = tokio::time::timeout(PATIENCE, moving).await.map_err(|_| {
+            Error::Unavailable("something has been begun in the container for too long".into())
+        })?;
         let frozen = tokio::task::spawn_blocking(move || cgroup.freeze(limit))
             .await
             .map_err(|e| Error::Other(format!("the call failed in the shim: {e}")))??;

@@ -22,6 +22,8 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(10);
 /// How much of what it prints is told of.
 const TOLD: usize = 300;
+/// How often a pipe is read that is as full as it can be.
+const PIPE: usize = 16;
 /// No exec has such a name.
 const FILES: [&str; 2] = [".hook.pid", ".hook.process.json"];
 
@@ -79,10 +81,10 @@ pub async fn run(
         pid_file: pid_file.clone(),
         ..options
     };
-    let made = runc.exec(id, &spec_file, &options, Some(fds)).await;
+    let made = tokio::time::timeout(LIMIT, runc.exec(id, &spec_file, &options, Some(fds))).await;
     // The runtime has read it, or never will.
     let _ = std::fs::remove_file(&spec_file);
-    made?;
+    made.map_err(|_| Error::Other(format!("{name} was not begun within {} s", LIMIT.as_secs())))??;
     let pid = read_pid(&pid_file)?;
     let exit = reaper.claim(pid.cast_signed());
     drop(window);
@@ -130,7 +132,11 @@ async fn ended(
         }
     };
     // The kernel itself is asked: tokio may not have heard yet that there is something to read.
-    while let Ok(n @ 1..) = nix::unistd::read(&*pipe, &mut buffer) {
+    // No more than a pipe holds: what it has started may go on printing.
+    for _ in 0..PIPE {
+        let Ok(n @ 1..) = nix::unistd::read(&*pipe, &mut buffer) else {
+            break;
+        };
         keep(buffer.get(..n).unwrap_or_default());
     }
     exit

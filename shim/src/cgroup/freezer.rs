@@ -127,6 +127,8 @@ impl Frozen {
         };
         // A pause that falls between this look and the write is undone, as one is that comes in a standstill's first
         // moment: a container that is left frozen by a guess would be worse.
+        // Where others cannot be told of, this tells of most of them.
+        let stood = alone && self.switch.state()? == State::Frozen;
         if alone {
             // Before the watchdog goes: one that is left behind by a failure tries again.
             match self.switch.write(self.switch.thawed) {
@@ -136,7 +138,7 @@ impl Frozen {
             }
         }
         watchdog.dismiss();
-        Ok(alone)
+        Ok(stood)
     }
 
     /// Whether the switch was used since this was last asked.
