@@ -1,6 +1,6 @@
 //! What an application does before and after it is recorded (`diffkeeper.io/pre-commit`, `post-commit`).
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use crate::blueshift::Freezer;
 
@@ -22,8 +22,9 @@ impl<'a> Quiesced<'a> {
         Quiesced {
             freezer,
             ready: matches!(told, Ok(true)),
-            told: !matches!(told, Ok(false)),
-            doubt: told.err().map(|error| Doubt::Hook(error.to_string())),
+            // It may want to be told of the end alone.
+            told: true,
+            doubt: told.err().map(|error| Doubt::hook(&error)),
         }
     }
 
@@ -38,7 +39,7 @@ impl<'a> Quiesced<'a> {
             return None;
         }
         let error = self.freezer.release().err()?;
-        Some(Doubt::Hook(error.to_string()))
+        Some(Doubt::hook(&error))
     }
 }
 
@@ -66,4 +67,17 @@ pub enum Doubt {
     /// What the application was to do has failed.
     #[error("hook: {0}")]
     Hook(String),
+}
+
+/// The most characters that are kept of what a hook has said.
+const TOLD: usize = 400;
+
+impl Doubt {
+    /// The container's own words are shown to people, and kept in the commit: no more of them than anybody reads, and
+    /// nothing that a terminal obeys.
+    fn hook(error: &io::Error) -> Doubt {
+        let told = error.to_string();
+        let plain = |c: char| if c.is_control() { ' ' } else { c };
+        Doubt::Hook(told.chars().take(TOLD).map(plain).collect())
+    }
 }
