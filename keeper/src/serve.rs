@@ -1,6 +1,6 @@
 //! The long-running keeper: `diffkeeper keeper`.
 
-use std::{io::Write, path::Path, sync::Arc, time::Duration};
+use std::{io::Write, os::unix::net::UnixStream, path::Path, sync::Arc, time::Duration};
 
 use runtime_spec::config::Config;
 use tokio::{
@@ -92,14 +92,14 @@ pub fn serve(config: &Config, levels: &dyn Fn(Level)) -> Result<()> {
         server.stop_listen().await;
         Ok(())
     });
+    // The next keeper makes its own, and who begins now waits for the end of this one.
+    let _ = std::fs::remove_file(&config.keeper);
     watch.stop();
     reclaim.stop();
     let since = std::time::Instant::now();
     while !looking.is_finished() && since.elapsed() < LAST_COMMIT {
         std::thread::sleep(Duration::from_millis(10));
     }
-    // The next keeper makes its own.
-    let _ = std::fs::remove_file(&config.keeper);
     runtime.shutdown_background();
     served
 }
@@ -109,7 +109,10 @@ fn open(config: &Config) -> Result<Keeper> {
     let since = std::time::Instant::now();
     loop {
         match Keeper::open(config) {
-            Err(crate::Error::Store(store::Error::Locked(_))) if since.elapsed() < COMMANDS => {
+            // A keeper is not waited for: who waited would take over from one that is told to stop.
+            Err(crate::Error::Store(store::Error::Locked(_)))
+                if since.elapsed() < COMMANDS && UnixStream::connect(&config.keeper).is_err() =>
+            {
                 std::thread::sleep(Duration::from_millis(50));
             }
             opened => return opened,
