@@ -297,6 +297,14 @@ mod tests {
 
     const WEEK: u64 = 7 * 86_400;
 
+    fn opened(dir: &Path) -> Keeper {
+        let config = Config {
+            root: dir.join("root"),
+            ..Config::default()
+        };
+        Keeper::open(&config).unwrap()
+    }
+
     /// A state with a live tree and a commit, last used at `at`.
     fn lived(keeper: &Keeper, name: &str, reclaim: Policy, at: SystemTime) {
         let name: StateName = name.parse().unwrap();
@@ -332,11 +340,7 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let config = Config {
-            root: dir.path().join("root"),
-            ..Config::default()
-        };
-        let keeper = Keeper::open(&config).unwrap();
+        let keeper = opened(dir.path());
         let noon = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let after = |seconds| noon + Duration::from_secs(seconds);
         lived(&keeper, "ctr/default/week", Policy::After(WEEK), noon);
@@ -404,11 +408,7 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let config = Config {
-            root: dir.path().join("root"),
-            ..Config::default()
-        };
-        let keeper = Keeper::open(&config).unwrap();
+        let keeper = opened(dir.path());
         let noon = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let after = |seconds| noon + Duration::from_secs(seconds);
         lived(&keeper, "ctr/default/long", Policy::After(3600), noon);
@@ -434,11 +434,7 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let config = Config {
-            root: dir.path().join("root"),
-            ..Config::default()
-        };
-        let keeper = Keeper::open(&config).unwrap();
+        let keeper = opened(dir.path());
         lived(&keeper, "ctr/default/long-gone", Policy::After(1), UNIX_EPOCH);
         let schedule = Schedule::default();
         std::thread::scope(|scope| {
