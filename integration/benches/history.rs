@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use integration::{
-    bench::{self, Bar, Figure, figure, milliseconds},
+    bench::{self, Bar, Figure, Random, figure, milliseconds},
     peers::{Peer, ROOT, bytes, ours_bytes, quiet, record},
 };
 use keeper::redshift::{Plan, Progress};
@@ -41,24 +41,6 @@ fn materialise_open(store: &Store, recorded: &Recorded, to: &Path, sync: bool) -
 fn drop_caches() -> Result<()> {
     nix::unistd::sync();
     fs::write("/proc/sys/vm/drop_caches", "3").context("drop the kernel's caches (root)")
-}
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for part in bytes.chunks_mut(8) {
-            let word = self.next().to_le_bytes();
-            part.iter_mut().zip(word).for_each(|(to, from)| *to = from);
-        }
-    }
 }
 
 /// A data set: how it is made, and how one part in a hundred of it changes.
@@ -126,7 +108,7 @@ fn change_large_file(tree: &Path, seed: u64) -> Result<()> {
     let mut page = vec![b'y'; 8192];
     // One page in a hundred, in stretches of 16: a table that grows, an index that is worked on.
     for _ in 0..pages / 1600 {
-        let at = random.next() % (pages - 16);
+        let at = random.number() % (pages - 16);
         for n in 0..16 {
             random.fill(&mut page[..4096]);
             file.write_all_at(&page, (at + n) * 8192)?;
@@ -380,7 +362,7 @@ fn versions(work: &Path) -> Result<Vec<Figure>> {
     }
     for n in 0..20 {
         if n > 0 {
-            let at = usize::try_from(random.next() % 900_000)?;
+            let at = usize::try_from(random.number() % 900_000)?;
             random.fill(&mut content[at..at + 100_000]);
         }
         fs::write(tree.join("file"), &content)?;

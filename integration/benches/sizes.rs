@@ -11,38 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use integration::{
-    bench::{self, Bar, Figure, figure},
+    bench::{self, Bar, Figure, Random, figure},
     peers::{Peer, bytes, ours_bytes, quiet, record},
 };
 
 const VERSIONS: u64 = 20;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() >> 32) as usize % limit.max(1)
-    }
-
-    /// From 0 to 1.
-    fn part(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1 << 24) as f32
-    }
-
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for part in bytes.chunks_mut(8) {
-            let word = self.next().to_le_bytes();
-            part.iter_mut().zip(word).for_each(|(to, from)| *to = from);
-        }
-    }
-}
 
 /// Makes version `n` of a tree from the one before; `false` where this machine cannot.
 type Make = fn(tree: &Path, n: u64) -> Result<bool>;
@@ -62,7 +35,7 @@ fn sqlite(tree: &Path, n: u64) -> Result<bool> {
     if n == 0 {
         sql += "create table t(id integer primary key, a text, b integer, c real); create index i on t(b);";
         for id in 0..ROWS {
-            let (a, b, c) = (random.next(), random.below(1_000_000), random.part());
+            let (a, b, c) = (random.number(), random.below(1_000_000), random.part());
             sql += &format!(
                 "insert into t values({id},'name {id} {a:016x}{:08x}',{b},{c});",
                 a >> 7

@@ -139,3 +139,37 @@ pub fn report(name: &str, heading: &str, figures: &[Figure]) -> Result<()> {
     )?;
     Ok(())
 }
+
+/// The same numbers from the same seed on every machine (a xorshift); the seed is not zero.
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next number.
+    #[must_use]
+    pub fn number(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// One below a limit; zero where there is none.
+    #[must_use]
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.number() >> 32) as usize % limit.max(1)
+    }
+
+    /// From 0 to 1.
+    #[must_use]
+    pub fn part(&mut self) -> f32 {
+        (self.number() >> 40) as f32 / (1 << 24) as f32
+    }
+
+    /// Fills bytes.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for part in bytes.chunks_mut(8) {
+            let word = self.number().to_le_bytes();
+            part.iter_mut().zip(word).for_each(|(to, from)| *to = from);
+        }
+    }
+}
