@@ -28,6 +28,9 @@ const SPREAD: u8 = 64;
 /// than are looked ahead.
 const BEHIND: usize = 64;
 
+/// So much may have changed between two pieces that have not, and keep its boundaries: more may have moved within.
+const BETWEEN: u64 = 4 * delta::LONGEST as u64;
+
 /// Where content comes from: a file, or anything that can be read at any place and knows its holes.
 pub trait Source: Sync {
     /// The next stretch of data at or after `at`: where it begins and ends. None where only a hole follows.
@@ -171,17 +174,16 @@ impl Session<'_> {
                     Some(old) => old.within(at, end)?,
                     None => Vec::new(),
                 };
-                let same = self.same(source, &known).map_err(reading)?;
-                let mut compared = known.iter().zip(same).peekable();
+                let standing = self.standing(source, &known, what)?;
+                let mut compared = known.iter().zip(standing).peekable();
                 let begun = at;
-                while let Some(((begins, piece), same)) = compared.next_if(|((begins, _), _)| *begins <= at) {
+                while let Some(((begins, piece), standing)) =
+                    compared.next_if(|((begins, _), _)| *begins <= at)
+                {
                     if *begins < at {
                         continue;
                     }
-                    let id = Id::from_slice(&piece.chunk).filter(|_| same);
-                    if let Some(id) = id
-                        && self.has(Object::Chunk, id)?
-                    {
+                    if let Some(id) = standing {
                         lists.push(Some(id), piece.length, &old)?;
                         at += piece.length;
                     } else if self.recut(source, &mut at, end, &mut lists, &mut old, &mut buffer, what)? {
@@ -204,15 +206,60 @@ impl Session<'_> {
         lists.end(length, &old)
     }
 
-    /// Which of these pieces the source still has where they are.
-    fn same(&self, source: &(impl Source + ?Sized), known: &[(u64, Piece)]) -> io::Result<Vec<bool>> {
-        let same = known.par_iter().map_init(Vec::new, |buffer, (begin, piece)| {
+    /// The chunks that stand now where these pieces were, if the pieces' boundaries still hold: of a piece that has not
+    /// changed, and of one that has between two that have not, for then nothing has moved. The latter are added, several
+    /// at a time.
+    fn standing(
+        &self,
+        source: &(impl Source + ?Sized),
+        known: &[(u64, Piece)],
+        what: &str,
+    ) -> Result<Vec<Option<Id>>> {
+        let read = |buffer: &mut Vec<u8>, (begin, piece): &(u64, Piece)| {
             let length = usize::try_from(piece.length).unwrap_or(0).min(delta::LONGEST);
             buffer.resize(length, 0);
-            let n = source.read_at(buffer, *begin)?;
-            Ok(n == length && self.store.hash.chunk(buffer).0.as_slice() == piece.chunk)
+            let n = source.read_at(buffer, *begin).map_err(|source| Error::Io {
+                context: format!("read {what}"),
+                source,
+            })?;
+            Ok(n as u64 == piece.length)
+        };
+        let same: Result<Vec<bool>> = known
+            .par_iter()
+            .map_init(Vec::new, |buffer, known| {
+                Ok(read(buffer, known)? && self.store.hash.chunk(buffer).0.as_slice() == known.1.chunk)
+            })
+            .collect();
+        let same = same?;
+        let mut between = vec![false; known.len()];
+        let (mut unchanged, mut changed) = (None, 0);
+        for (n, ((_, piece), same)) in known.iter().zip(&same).enumerate() {
+            if !same {
+                changed += piece.length;
+                continue;
+            }
+            if let Some(between) = unchanged.and_then(|unchanged| between.get_mut(unchanged..n))
+                && changed <= BETWEEN
+            {
+                between.fill(true);
+            }
+            (unchanged, changed) = (Some(n), 0);
+        }
+        let pieces = known.par_iter().zip(same).zip(between);
+        let standing = pieces.map_init(Vec::new, |buffer, ((known, same), between)| {
+            let id = Id::from_slice(&known.1.chunk);
+            if same {
+                return Ok(match id {
+                    Some(id) if self.has(Object::Chunk, id)? => Some(id),
+                    _ => None,
+                });
+            }
+            if !between || !read(buffer, known)? {
+                return Ok(None);
+            }
+            self.chunk(buffer, id).map(Some)
         });
-        same.collect()
+        standing.collect()
     }
 
     /// Cuts anew from `at` until a boundary falls on an old one, or to `end`; says whether the source ended before that.
