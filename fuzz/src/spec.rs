@@ -8,7 +8,7 @@ use std::{
 };
 
 use runtime_spec::{
-    annotations::{Annotations, WhenMissing},
+    annotations::{Annotations, OnImageChange, WhenMissing},
     bundle::{Bundle, Edits},
     config::{Config, Reclaim},
     duration,
@@ -101,13 +101,38 @@ pub fn annotations(data: &[u8]) {
             return assert!(error.contains("diffkeeper.io/"), "{error}");
         }
     };
-    assert!(!all.contains_key("diffkeeper.io/from"), "of a later version");
     let mut printed = BTreeMap::new();
-    let mut put = |key: &str, value: String| printed.insert(format!("diffkeeper.io/{key}"), value);
-    if let Some(list) = &parsed.exclude {
-        list.iter().for_each(|path| plain(path));
-        let list: Vec<&str> = list.iter().filter_map(|path| path.to_str()).collect();
-        put("exclude", list.join(","));
+    let mut put = |key: &str, value: String| drop(printed.insert(format!("diffkeeper.io/{key}"), value));
+    for (key, list) in [("paths", &parsed.paths), ("exclude", &parsed.exclude)] {
+        match list {
+            Some(list) if list.is_empty() => put(key, if key == "paths" { "all" } else { "none" }.to_owned()),
+            Some(list) => put(key, print_paths(list)),
+            None => {}
+        }
+    }
+    if !parsed.include_mounts.is_empty() {
+        put("include-mounts", print_paths(&parsed.include_mounts));
+    }
+    match parsed.on_image_change {
+        Some(OnImageChange::Keep) => put("on-image-change", "keep".to_owned()),
+        Some(OnImageChange::Fresh) => put("on-image-change", "fresh".to_owned()),
+        Some(OnImageChange::Refuse) => put("on-image-change", "refuse".to_owned()),
+        None => {}
+    }
+    if let Some(crashes) = parsed.after_crashes {
+        put("after-crashes", crashes.to_string());
+    }
+    if let Some(limit) = parsed.size_limit {
+        put("size-limit", limit.to_string());
+    }
+    for (key, command) in [
+        ("pre-commit", &parsed.pre_commit),
+        ("post-commit", &parsed.post_commit),
+    ] {
+        if let Some(program) = command.first() {
+            assert!(!program.is_empty() && !command.iter().any(|word| word.contains('\0')));
+            put(key, serde_json::to_string(command).expect("words"));
+        }
     }
     if let Some(reclaim) = parsed.reclaim {
         put("reclaim", print_reclaim(reclaim));
@@ -119,8 +144,8 @@ pub fn annotations(data: &[u8]) {
         put("when-missing", "refuse".to_owned());
     }
     match parsed.capture {
-        Some(Duration::ZERO) => drop(put("capture", "off".to_owned())),
-        Some(interval) => drop(put("capture", print_duration(interval))),
+        Some(Duration::ZERO) => put("capture", "off".to_owned()),
+        Some(interval) => put("capture", print_duration(interval)),
         None => {}
     }
     if let Some(version) = &parsed.restore {
@@ -331,6 +356,12 @@ pub fn duration(data: &[u8]) {
 
 fn print_duration(duration: Duration) -> String {
     format!("{}ms", duration.as_millis())
+}
+
+fn print_paths(list: &[PathBuf]) -> String {
+    list.iter().for_each(|path| plain(path));
+    let list: Vec<&str> = list.iter().filter_map(|path| path.to_str()).collect();
+    list.join(",")
 }
 
 fn print_reclaim(reclaim: Reclaim) -> String {

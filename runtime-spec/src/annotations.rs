@@ -213,7 +213,8 @@ fn command(text: &str) -> Result<Vec<String>, String> {
         shlex::split(text).ok_or("a quote is not closed, or nothing follows a backslash")?
     };
     match words.first() {
-        Some(program) if !program.is_empty() && !text.contains('\0') => Ok(words),
+        // JSON can spell what no text holds.
+        Some(program) if !program.is_empty() && !words.iter().any(|word| word.contains('\0')) => Ok(words),
         _ => Err("expected a command".into()),
     }
 }
@@ -326,6 +327,11 @@ mod tests {
                 .to_string();
             assert!(error.contains(key) && error.contains(value), "{error}");
         }
+    }
+
+    #[test]
+    fn no_word_of_a_command_ends_early() {
+        assert!(parse("diffkeeper.io/pre-commit", r#"["sh", "a\u0000b"]"#).is_err());
     }
 
     proptest! {
