@@ -3,6 +3,8 @@
 //! Lists are nodes as those of trees, with pieces (chunks and holes) on their lowest level. A node ends by the hash of
 //! its last item's name, at least 16 items, at most 256.
 
+mod kept;
+
 use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use prost::Message;
@@ -50,6 +52,16 @@ pub trait Source: Sync {
     /// # Errors
     /// As pread(2).
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
+
+    /// Up to where, from `at` on, it is known to be as the content before was, and is not read; `at` where that is not known.
+    fn same_until(&self, at: u64) -> u64 {
+        at
+    }
+
+    /// Up to where, from `at` on, nothing is known of it.
+    fn changed_until(&self, _at: u64) -> u64 {
+        u64::MAX
+    }
 }
 
 impl Source for File {
@@ -162,6 +174,7 @@ impl Session<'_> {
         let mut lists = Lists::new(self);
         let (mut at, mut buffer) = (0, Vec::new());
         while at < length {
+            at = self.kept(source, at, &mut lists, &mut old)?;
             let Some((begin, end)) = source.data(at, length).map_err(reading)? else {
                 break;
             };
@@ -170,8 +183,12 @@ impl Session<'_> {
             }
             at = begin;
             while at < end {
+                at = self.kept(source, at, &mut lists, &mut old)?;
+                if at >= end {
+                    break;
+                }
                 let known = match &mut old {
-                    Some(old) => old.within(at, end)?,
+                    Some(old) => old.within(at, end, source.changed_until(at))?,
                     None => Vec::new(),
                 };
                 let standing = self.standing(source, &known, what)?;
@@ -275,7 +292,12 @@ impl Session<'_> {
         what: &str,
     ) -> Result<bool> {
         // Beside old content a change is most likely short.
-        let most = if old.is_some() { 4 * delta::LONGEST } else { WINDOW };
+        let most = match old {
+            // And where it is known how short, not much behind it is wanted.
+            Some(_) if source.changed_until(*at) < u64::MAX => 2 * delta::LONGEST,
+            Some(_) => 4 * delta::LONGEST,
+            None => WINDOW,
+        };
         loop {
             let window = usize::try_from(end - *at).unwrap_or(usize::MAX).min(most);
             buffer.resize(window, 0);
@@ -643,13 +665,15 @@ impl<'s> Pieces<'s> {
         Id::from_slice(&piece.chunk)
     }
 
-    /// The chunks from here to the next hole, to `end`, or as many as are compared at a time.
-    fn within(&mut self, at: u64, end: u64) -> Result<Vec<(u64, Piece)>> {
+    /// The chunks from here to the next hole, to `end`, or as many as are compared at a time; of those that begin before
+    /// `before`.
+    fn within(&mut self, at: u64, end: u64, before: u64) -> Result<Vec<(u64, Piece)>> {
         if !self.begins_at(at)? {
             return Ok(Vec::new());
         }
         // One more than is asked for: whether a stretch ends behind a piece is seen by what follows it.
-        while self.at <= end.min(at + WINDOW as u64) && self.look()? {}
+        while self.at <= end.min(at + WINDOW as u64).min(before) && self.look()? {}
+        self.look()?;
         let mut found = Vec::new();
         for (n, (begins, piece)) in self.ahead.iter().enumerate() {
             let ends = begins + piece.length;
@@ -659,7 +683,7 @@ impl<'s> Pieces<'s> {
                 .is_some_and(|(_, next)| !next.chunk.is_empty());
             // The last piece of a stretch ends where that did, not where its content says: when more stands behind it
             // now, it is cut anew. Else each line of a log would stay a chunk of its own.
-            if piece.chunk.is_empty() || ends > end || !followed && ends != end {
+            if *begins >= before || piece.chunk.is_empty() || ends > end || !followed && ends != end {
                 break;
             }
             found.push((*begins, piece.clone()));
