@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Result;
+use keeper::watching::Watching;
 use live::Node;
 use runtime_spec::config::{Config, Watcher};
 use serde::Serialize;
@@ -393,26 +394,39 @@ fn history(config: &Config) -> Finding {
     }
 }
 
-/// Who tells a keeper where to look, and who could.
+/// Who tells a keeper where to look.
 fn watcher(config: &Config) -> Finding {
-    let tried = match Node::open(&config.root) {
-        Ok(node) => keeper::watcher::Fanotify::open(node.root(), &node.trash()).map(drop),
-        Err(error) => Err(error.to_string()),
+    let wanted = config.history.watcher;
+    let watching = match (Node::open(&config.root), wanted) {
+        (_, Watcher::Scan) => {
+            return ok(
+                "watcher",
+                "scan, as configured: each commit looks at the whole live tree",
+            );
+        }
+        (Ok(node), Watcher::Auto) => Watching::auto(node.root(), &node.trash()),
+        (Ok(node), Watcher::Fanotify) => Watching::fanotify_alone(node.root(), &node.trash()),
+        (Err(error), _) => return warning("watcher", error.to_string(), "see `live trees`"),
     };
-    match (config.history.watcher, tried) {
-        (Watcher::Scan, Ok(())) => ok(
+    let slow = "each commit looks at the whole live tree, which takes long where that has very many files (docs/capture.md)";
+    match (wanted, watching.fanotify(), watching.pages()) {
+        (Watcher::Auto, Ok(_), _) => ok(
             "watcher",
-            "scan: each commit looks at the whole live tree; fanotify could serve here (docs/capture.md says what that may miss)",
+            "ebpf: a commit looks at what has changed, and of large files at the pages that were written to",
         ),
-        (Watcher::Scan, Err(why)) => ok(
+        (Watcher::Auto, Err(why), Ok(_)) => ok(
             "watcher",
-            format!("scan: each commit looks at the whole live tree; fanotify could not serve here: {why}"),
+            format!("scan: {slow}; of large files at the pages that were written to. No fanotify: {why}"),
         ),
-        (Watcher::Fanotify, Ok(())) => ok("watcher", "fanotify: a commit looks at what has changed"),
-        (Watcher::Fanotify, Err(why)) => warning(
+        (Watcher::Auto, Err(why), Err(_)) => ok("watcher", format!("scan: {slow}. No eBPF: {why}")),
+        (_, Ok(_), _) => ok(
+            "watcher",
+            "fanotify, as configured: a commit looks at what has changed (docs/capture.md says what it may miss)",
+        ),
+        (_, Err(why), _) => warning(
             "watcher",
             format!("scan, though fanotify is configured: {why}"),
-            "each commit looks at the whole live tree, which takes long where that has very many files (docs/capture.md)",
+            slow,
         ),
     }
 }

@@ -1,8 +1,10 @@
 //! What a commit of a small change costs in a large tree, and what watching costs while little or nothing happens:
 //! processor time, user and system, of the process that records. `make bench-capture`.
 //!
-//! Beside fanotify stands the same commit by looking at everything. `BENCH_ENTRIES` sets the size of the tree, `BENCH_DIR`
-//! the file system that it is on.
+//! Then what a commit of one changed page of a large file costs.
+//!
+//! Beside what is watched stands the same commit by looking at everything. `BENCH_ENTRIES` sets the size of the tree,
+//! `BENCH_GIB` that of the file, `BENCH_DIR` the file system that they are on.
 
 use std::{
     fs,
@@ -95,15 +97,90 @@ fn one(case: &str, unit: &'static str, value: f64, most: f64) -> Figure {
     figure
 }
 
+/// A commit after one page of a file has changed, of which `cold` says whether the rest of it is in memory.
+fn page(store: &Store, upper: &Path, watching: &Watching, round: u64, cold: bool) -> Result<(Recorded, f64)> {
+    use std::os::unix::fs::FileExt;
+    let file = fs::File::options().write(true).open(upper.join("large"))?;
+    file.sync_all()?;
+    if cold {
+        let unneeded = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        nix::fcntl::posix_fadvise(&file, 0, 0, unneeded)?;
+    }
+    let pages = file.metadata()?.len() / 4096;
+    let at = (round + 1) * 104_729 % pages * 4096;
+    let bytes: Vec<u8> = (at..).step_by(7919).map(|n| (n >> 8) as u8).take(4096).collect();
+    file.write_all_at(&bytes, at)?;
+    std::thread::sleep(Duration::from_millis(50));
+    let began = Instant::now();
+    let made = record(store, upper, Some(watching))?.context("a commit")?;
+    Ok((made, began.elapsed().as_secs_f64() * 1e3))
+}
+
+/// One page of a large file.
+fn pages(figures: &mut Vec<Figure>) -> Result<()> {
+    use std::io::Write;
+    let gib: u64 = std::env::var("BENCH_GIB").map_or(Ok(1), |n| n.parse())?;
+    let dir = temporary()?;
+    let upper = dir.path().join("upper");
+    for name in ["upper", "scratch"] {
+        fs::create_dir_all(dir.path().join(name))?;
+    }
+    let mut file = fs::File::create(upper.join("large"))?;
+    let mut state = 1_u64;
+    for _ in 0..gib << 10 {
+        let mut some = Vec::with_capacity(1 << 20);
+        while some.len() < 1 << 20 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            some.extend_from_slice(&state.to_le_bytes());
+        }
+        file.write_all(&some)?;
+    }
+    file.sync_all()?;
+    let store = Store::open(&dir.path().join("store"), Hash::Blake3)?;
+    let watching = Watching::auto(dir.path(), &dir.path().join("scratch"));
+    if let Err(why) = watching.pages() {
+        println!("skipped: {why}");
+        return Ok(());
+    }
+    record(&store, &upper, Some(&watching))?;
+    let scan = Watching::scan();
+    for (what, cold) in [("in memory as it was written", false), ("cold", true)] {
+        settle(&store, &upper, &watching)?;
+        let (mut walls, mut read, mut written) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..15 {
+            let (made, wall) = page(&store, &upper, &watching, round + u64::from(cold) * 15, cold)?;
+            ensure!(made.commit.changed == 1, "{} changed", made.commit.changed);
+            walls.push(wall);
+            read.push(made.commit.read as f64 / 1024.0);
+            written.push(made.commit.written as f64 / 1024.0);
+        }
+        let case = |of: &str| format!("a page of {gib} GiB, {what}: {of}");
+        figures.extend([
+            one(&case("clock"), "ms", bench::median(&walls), 20.0),
+            one(&case("read"), "KiB", bench::median(&read), 1024.0),
+            one(&case("written"), "KiB", bench::median(&written), 16.0),
+        ]);
+    }
+    let (_, wall) = page(&store, &upper, &scan, 99, false)?;
+    println!("the same page, all of the file compared: {wall:.0} ms");
+    Ok(())
+}
+
+fn temporary() -> Result<tempfile::TempDir> {
+    Ok(match std::env::var_os("BENCH_DIR") {
+        Some(on) => tempfile::tempdir_in(on)?,
+        None => tempfile::tempdir()?,
+    })
+}
+
 fn main() -> Result<()> {
     if std::env::args().any(|arg| arg == "--list") {
         return Ok(());
     }
     let entries: usize = std::env::var("BENCH_ENTRIES").map_or(Ok(1_000_000), |n| n.parse())?;
-    let dir = match std::env::var_os("BENCH_DIR") {
-        Some(on) => tempfile::tempdir_in(on)?,
-        None => tempfile::tempdir()?,
-    };
+    let dir = temporary()?;
     let upper = dir.path().join("upper");
     fs::create_dir_all(dir.path().join("scratch"))?;
     for at in 0..entries / 100 {
@@ -114,7 +191,7 @@ fn main() -> Result<()> {
         }
     }
     let store = Store::open(&dir.path().join("store"), Hash::Blake3)?;
-    let watching = Watching::of(dir.path(), &dir.path().join("scratch"));
+    let watching = Watching::auto(dir.path(), &dir.path().join("scratch"));
     if let Err(why) = watching.fanotify() {
         println!("skipped: {why}");
         return Ok(());
@@ -132,7 +209,7 @@ fn main() -> Result<()> {
         ours.push(cpu()? - before);
         walls.push(began.elapsed().as_secs_f64() * 1e3);
         ensure!(made.commit.changed == 10, "{} changed", made.commit.changed);
-        ensure!(made.commit.watcher == store::format::Watcher::Fanotify as i32);
+        ensure!(made.commit.watcher == store::format::Watcher::Ebpf as i32);
     }
     // One line a second, as a quiet service writes, for a while.
     settle(&store, &upper, &watching)?;
@@ -171,7 +248,7 @@ fn main() -> Result<()> {
         record(&store, &upper, None)?.context("a commit")?;
         peer.push(cpu()? - before);
     }
-    let figures = [
+    let mut figures = vec![
         one(
             &format!("10 changes among {entries}: processor"),
             "ms",
@@ -195,5 +272,6 @@ fn main() -> Result<()> {
         one("a line a second: part of a core", "%", lightly, 1.0),
         one("a look where nothing has changed", "ms", nothing, 1.0),
     ];
+    pages(&mut figures)?;
     bench::report("capture", "Commits of small changes", &figures)
 }

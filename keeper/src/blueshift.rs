@@ -216,6 +216,7 @@ impl Capture<'_> {
             session: &session,
             old,
             progress,
+            large: Default::default(),
         };
         if let Some(outcome) = self.named(store, &recorder)? {
             if outcome.nothing {

@@ -113,8 +113,9 @@ impl Keeper {
     /// all is looked at.
     pub fn watching(&self) -> &Watching {
         self.watching.get_or_init(|| match self.history.watcher {
+            Watcher::Auto => Watching::auto(self.node.root(), &self.node.trash()),
             Watcher::Scan => Watching::scan(),
-            Watcher::Fanotify => Watching::of(self.node.root(), &self.node.trash()),
+            Watcher::Fanotify => Watching::fanotify_alone(self.node.root(), &self.node.trash()),
         })
     }
 

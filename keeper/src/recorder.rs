@@ -9,6 +9,7 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
+    sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -26,6 +27,7 @@ use crate::{
     named::several,
     progress::Progress,
     tree::{self, Near, Seen},
+    watcher::pages::{Hinted, Pages, Reading},
 };
 
 /// A change this close to when it is looked at may be followed by another that moves no time: the kernel's clock for
@@ -112,6 +114,8 @@ pub(crate) struct Recorder<'a, 's> {
     pub session: &'a Session<'s>,
     pub old: Option<Id>,
     pub progress: &'a Progress,
+    /// Large files, as they were read for this commit, and how many bytes that took: each time what has changed since is read.
+    pub large: Mutex<HashMap<Vec<u8>, (Entry, u64)>>,
 }
 
 impl Recorder<'_, '_> {
@@ -195,26 +199,47 @@ impl Recorder<'_, '_> {
         } else {
             if kind == Kind::File {
                 let file = tree::reopen(open).on("open", &shown)?;
+                let reading = self.pages().and_then(|pages| pages.begin(&file, &stat, flush));
                 if flush {
-                    write_back(&file);
+                    let flushed = write_back(&file);
+                    if let Some(reading) = reading.as_ref().filter(|_| !flushed) {
+                        reading.unflushed();
+                    }
                     stat = fstat(&file).on("look at", &shown)?;
                     look = Some(tree::look(&stat));
                 }
                 let size = stat.st_size.cast_unsigned();
-                let before = match self.old {
-                    Some(old) if size > 0 => self.store.entry(self.capture.state.domain, old, &seen.key)?,
-                    _ => None,
+                let earlier = self.large().get(&seen.key).cloned();
+                let (before, took) = match (earlier, self.old) {
+                    (Some((entry, took)), _) => (Some(entry), took),
+                    (None, Some(old)) if size > 0 => {
+                        (self.store.entry(self.capture.state.domain, old, &seen.key)?, 0)
+                    }
+                    _ => (None, 0),
                 };
                 let what = shown.display().to_string();
-                // Nothing of it can be a hole.
-                let content = if stat.st_blocks.saturating_mul(512) >= stat.st_size && size <= SMALL {
+                let since = |reading: &Reading<'_>| reading.since(before.as_ref()?, size);
+                let hinted = reading
+                    .as_ref()
+                    .and_then(since)
+                    .map(|ranges| Hinted::new(&file, ranges));
+                let content = if let Some(hinted) = &hinted {
+                    self.session.content(hinted, size, before.as_ref(), &what)?
+                } else if stat.st_blocks.saturating_mul(512) >= stat.st_size && size <= SMALL {
                     self.session
                         .content(&Dense(&file), size, before.as_ref(), &what)?
                 } else {
                     self.session.content(&file, size, before.as_ref(), &what)?
                 };
-                bytes = content.size;
+                bytes = took + hinted.map_or(content.size, |hinted| hinted.read());
+                let large = reading.is_some();
+                if let Some(reading) = reading {
+                    reading.end(&content);
+                }
                 content.set(&mut entry);
+                if large {
+                    self.large().insert(seen.key.clone(), (entry.clone(), bytes));
+                }
             }
             self.attributes(open, &stat, kind, &mut entry)
                 .on("look at", &shown)?;
@@ -225,6 +250,14 @@ impl Recorder<'_, '_> {
             entry,
             bytes,
         }))
+    }
+
+    fn pages(&self) -> Option<&Pages> {
+        self.capture.watch.as_ref()?.watching.pages().ok()
+    }
+
+    fn large(&self) -> std::sync::MutexGuard<'_, HashMap<Vec<u8>, (Entry, u64)>> {
+        self.large.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn attributes(&self, open: &OwnedFd, stat: &FileStat, kind: Kind, entry: &mut Entry) -> io::Result<()> {
@@ -268,9 +301,9 @@ pub(crate) fn kind(stat: &FileStat, overlay: bool) -> Option<Kind> {
 
 /// Has the kernel write a file's dirty pages out, and with that notice the next store to each: fdatasync would do, and
 /// would wait for the disk's own cache too.
-fn write_back(file: &File) {
+fn write_back(file: &File) -> bool {
     // Where it fails the disk does, and reading will say so.
-    let _ = sys::write_back(file.as_raw_fd());
+    sys::write_back(file.as_raw_fd()).is_ok()
 }
 
 mod sys {

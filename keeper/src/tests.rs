@@ -27,6 +27,50 @@ pub(crate) fn root() -> bool {
     root
 }
 
+/// A file system in a file.
+pub(crate) struct Disk {
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    /// Of so many MiB; none where this machine cannot make it.
+    pub(crate) fn new(program: &str, size: u64) -> Option<Disk> {
+        if !root() {
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        fs::File::create(&image).unwrap().set_len(size << 20).unwrap();
+        let at = dir.path().join("mnt");
+        fs::create_dir(&at).unwrap();
+        let done = |command: &mut Command| command.output().is_ok_and(|out| out.status.success());
+        let made = done(Command::new(program).arg("-q").arg(&image));
+        if !made || !done(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at)) {
+            println!("skipped: this machine cannot make and mount what {program} makes");
+            return None;
+        }
+        Some(Disk { dir })
+    }
+
+    pub(crate) fn at(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// In MiB.
+    pub(crate) fn used(&self) -> u64 {
+        let open = fs::File::open(self.at()).unwrap();
+        nix::unistd::syncfs(&open).unwrap();
+        let stat = nix::sys::statvfs::statvfs(&self.at()).unwrap();
+        ((stat.blocks() - stat.blocks_free()) * stat.fragment_size()) >> 20
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.at()).status();
+    }
+}
+
 pub(crate) fn store(dir: &Path) -> Store {
     Store::open(&dir.join("store"), Hash::Blake3).unwrap()
 }

@@ -27,7 +27,7 @@ use nix::{
 use runtime_spec::name::StateName;
 use store::format::Reason;
 
-use crate::{error::Result, keeper::Keeper, progress::Progress, tree};
+use crate::{error::Result, keeper::Keeper, progress::Progress, tree, watcher::Watcher as _};
 
 /// Events are taken in as often at most: a busy disk must not keep the keeper busy.
 const BREATH: u16 = 50;
@@ -84,8 +84,11 @@ impl Watch {
         };
         let (woken, ended) = (eventfd()?, eventfd()?);
         match keeper.watching().fanotify() {
-            Ok(_) => tracing::info!("fanotify tells where to look"),
+            Ok(fanotify) => tracing::info!(watcher = %fanotify.kind(), "the kernel tells where to look"),
             Err(why) => tracing::info!(why, "all of a live tree is looked at each time"),
+        }
+        if let Err(why) = keeper.watching().pages() {
+            tracing::info!(why, "a large file that has changed is compared whole");
         }
         let watch = Watch {
             keeper,
@@ -181,10 +184,13 @@ impl Watch {
             return;
         };
         while !self.stopped() {
-            let ended = PollFd::new(self.ended.as_fd(), PollFlags::POLLIN);
-            let events = PollFd::new(fanotify.events(), PollFlags::POLLIN);
+            let ended = std::iter::once(self.ended.as_fd());
+            let mut readable: Vec<PollFd<'_>> = ended
+                .chain(fanotify.events())
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
             // Interrupted is woken too.
-            let _ = poll(&mut [ended, events], PollTimeout::NONE);
+            let _ = poll(&mut readable, PollTimeout::NONE);
             for name in fanotify.pump() {
                 if let Ok(name) = name.parse() {
                     self.told_of(name);

@@ -5,6 +5,8 @@
 
 pub mod fanotify;
 pub mod index;
+pub mod pages;
+pub mod ranges;
 pub mod record;
 mod sys;
 pub mod writers;
@@ -17,6 +19,7 @@ pub(crate) use self::fanotify::handle_at;
 pub use self::{
     fanotify::Fanotify,
     index::{Hint, Hints},
+    pages::Pages,
     record::Handle,
 };
 

@@ -13,7 +13,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -28,7 +28,7 @@ use crate::{
     recorder::{Links, Read, Recorder},
     still::{self, Stood, Stop},
     tree::{self, Seen},
-    watcher::{Fanotify, Handle, Hints, Trees, Watcher, writers::Writers},
+    watcher::{Fanotify, Handle, Hints, Pages, Trees, Watcher, writers::Writers},
 };
 
 /// How many looks a file that was written is looked at again, whoever says nothing of it.
@@ -58,32 +58,61 @@ struct Memory {
 /// The watcher of a node, and what is remembered of its states.
 pub struct Watching {
     fanotify: std::result::Result<Fanotify, String>,
+    pages: std::result::Result<Arc<Pages>, String>,
     memory: Mutex<HashMap<u64, Memory>>,
     looks: [AtomicU64; 2],
     missed: AtomicU64,
 }
 
+/// What is not wanted.
+const UNWANTED: &str = "the configuration does not want it (`[history] watcher`)";
+
 impl Watching {
-    /// The best watcher for live trees below a directory; `scratch` is one on the same file system to try it in.
-    #[must_use]
-    pub fn of(root: &Path, scratch: &Path) -> Watching {
+    fn with(
+        fanotify: std::result::Result<Fanotify, String>,
+        pages: std::result::Result<Arc<Pages>, String>,
+    ) -> Watching {
         Watching {
-            fanotify: Fanotify::open(root, scratch),
+            fanotify,
+            pages,
             memory: Mutex::default(),
             looks: Default::default(),
             missed: AtomicU64::new(0),
         }
     }
 
+    /// For live trees below a directory, as far as the kernel lets it: eBPF programs, and fanotify, which is relied on only
+    /// with them. `scratch` is a directory on the same file system to try it in.
+    #[must_use]
+    pub fn auto(root: &Path, scratch: &Path) -> Watching {
+        let pages = Pages::open(root).map(Arc::new);
+        let fanotify = match &pages {
+            Ok(pages) => pages
+                .attributes()
+                .and_then(|()| Fanotify::open(root, scratch, Some(Arc::clone(pages)))),
+            Err(why) => Err(why.clone()),
+        };
+        Watching::with(fanotify, pages)
+    }
+
+    /// fanotify alone.
+    #[must_use]
+    pub fn fanotify_alone(root: &Path, scratch: &Path) -> Watching {
+        Watching::with(Fanotify::open(root, scratch, None), Err(UNWANTED.into()))
+    }
+
     /// Nobody says where to look.
     #[must_use]
     pub fn scan() -> Watching {
-        Watching {
-            fanotify: Err("no watcher is configured (`[history] watcher`)".into()),
-            memory: Mutex::default(),
-            looks: Default::default(),
-            missed: AtomicU64::new(0),
-        }
+        Watching::with(Err(UNWANTED.into()), Err(UNWANTED.into()))
+    }
+
+    /// What tells of the pages of large files that are written to, or why nothing does.
+    ///
+    /// # Errors
+    /// Why nothing does.
+    pub fn pages(&self) -> std::result::Result<&Pages, &str> {
+        self.pages.as_deref().map_err(String::as_str)
     }
 
     /// The watcher, or why there is none.
@@ -550,5 +579,7 @@ impl Capture<'_> {
     }
 }
 
+#[cfg(test)]
+mod pages_tests;
 #[cfg(test)]
 mod tests;

@@ -100,6 +100,8 @@ impl Log {
 /// How a keeper finds what has changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Watcher {
+    /// The best that the kernel allows: eBPF programs with fanotify, else it looks at everything.
+    Auto,
     /// It looks at everything.
     #[default]
     Scan,
@@ -334,9 +336,10 @@ impl History {
                 }
                 "watcher" => {
                     history.watcher = match at.string(value)? {
+                        "auto" => Watcher::Auto,
                         "scan" => Watcher::Scan,
                         "fanotify" => Watcher::Fanotify,
-                        _ => return Err(at.wrong("scan or fanotify")),
+                        _ => return Err(at.wrong("auto, scan or fanotify")),
                     }
                 }
                 "metrics" if value.as_str() == Some("off") => history.metrics = None,
@@ -565,9 +568,13 @@ mod tests {
     }
 
     #[test]
-    fn fanotify_is_asked_for() {
+    fn fanotify_alone_is_asked_for() {
         assert_eq!(History::default().watcher, Watcher::Scan);
-        for (word, watcher) in [("scan", Watcher::Scan), ("fanotify", Watcher::Fanotify)] {
+        for (word, watcher) in [
+            ("auto", Watcher::Auto),
+            ("scan", Watcher::Scan),
+            ("fanotify", Watcher::Fanotify),
+        ] {
             let config = Config::parse(&format!("[history]\nwatcher = \"{word}\"")).unwrap();
             assert_eq!(config.history.watcher, watcher);
         }
@@ -584,7 +591,11 @@ mod tests {
                 "line 2",
                 "error, warn, info or debug",
             ),
-            ("[history]\nwatcher = \"inotify\"", "line 2", "scan or fanotify"),
+            (
+                "[history]\nwatcher = \"inotify\"",
+                "line 2",
+                "auto, scan or fanotify",
+            ),
             ("[history]\nretention = [\"1d\"]", "line 2", "history.retention"),
             ("[history]\nevery = \"1s\"", "line 2", "history.every"),
             ("\nlease = \"1s\"", "line 2", "lease"),

@@ -272,6 +272,8 @@ pub enum Watcher {
     Scan = 1,
     /// The kernel's fanotify.
     Fanotify = 2,
+    /// The same, with eBPF programs that tell what it does not.
+    Ebpf = 3,
 }
 
 impl fmt::Display for Watcher {
@@ -280,6 +282,7 @@ impl fmt::Display for Watcher {
             Watcher::None => "",
             Watcher::Scan => "scan",
             Watcher::Fanotify => "fanotify",
+            Watcher::Ebpf => "ebpf",
         })
     }
 }

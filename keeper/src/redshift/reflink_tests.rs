@@ -5,57 +5,12 @@ use std::{
     fs::{self, File},
     os::unix::fs::{FileExt, MetadataExt, symlink},
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use super::*;
-use crate::tests::{capture, listing, root, same, store};
+use crate::tests::{Disk, capture, listing, same, store};
 
 const MIB: usize = 1 << 20;
-
-/// A file system in a file.
-struct Disk {
-    dir: tempfile::TempDir,
-}
-
-impl Disk {
-    /// None where this machine cannot make it.
-    fn new(program: &str) -> Option<Disk> {
-        if !root() {
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let image = dir.path().join("image");
-        File::create(&image).unwrap().set_len(512 << 20).unwrap();
-        let at = dir.path().join("mnt");
-        fs::create_dir(&at).unwrap();
-        let done = |command: &mut Command| command.output().is_ok_and(|out| out.status.success());
-        let made = done(Command::new(program).arg("-q").arg(&image));
-        if !made || !done(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at)) {
-            println!("skipped: this machine cannot make and mount what {program} makes");
-            return None;
-        }
-        Some(Disk { dir })
-    }
-
-    fn at(&self) -> PathBuf {
-        self.dir.path().join("mnt")
-    }
-
-    /// In MiB.
-    fn used(&self) -> u64 {
-        let open = File::open(self.at()).unwrap();
-        nix::unistd::syncfs(&open).unwrap();
-        let stat = nix::sys::statvfs::statvfs(&self.at()).unwrap();
-        (stat.blocks() - stat.blocks_free()) * stat.fragment_size() / MIB as u64
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.at()).status();
-    }
-}
 
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -138,7 +93,9 @@ fn versions(
 
 #[test]
 fn what_lies_there_is_shared() {
-    let Some(disk) = Disk::new("mkfs.xfs") else { return };
+    let Some(disk) = Disk::new("mkfs.xfs", 512) else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
     let (upper, first, second, listed) = versions(&disk, &store);
@@ -153,7 +110,9 @@ fn what_lies_there_is_shared() {
 
 #[test]
 fn what_lies_there_is_not_believed() {
-    let Some(disk) = Disk::new("mkfs.xfs") else { return };
+    let Some(disk) = Disk::new("mkfs.xfs", 512) else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
     let (upper, first, second, listed) = versions(&disk, &store);
@@ -174,7 +133,9 @@ fn what_lies_there_is_not_believed() {
 
 #[test]
 fn copies_are_shared_within_a_version() {
-    let Some(disk) = Disk::new("mkfs.xfs") else { return };
+    let Some(disk) = Disk::new("mkfs.xfs", 512) else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let (store, upper) = (store(dir.path()), dir.path().join("upper"));
     fs::create_dir(&upper).unwrap();
@@ -192,7 +153,7 @@ fn copies_are_shared_within_a_version() {
 
 #[test]
 fn a_file_system_that_cannot_share_gets_copies() {
-    let Some(disk) = Disk::new("mkfs.ext4") else {
+    let Some(disk) = Disk::new("mkfs.ext4", 512) else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();

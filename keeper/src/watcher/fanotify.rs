@@ -11,22 +11,23 @@ use std::{
     io::{self, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use nix::{
     fcntl::{OFlag, openat},
     sys::{
         fanotify::{EventFFlags, Fanotify as Group, InitFlags, MarkFlags, MaskFlags},
-        stat::{Mode, fstat},
+        stat::{Mode, UtimensatFlags, fstat, utimensat},
+        time::TimeSpec,
     },
 };
 use store::format::Watcher as Kind;
 
 use super::{
-    Trees, Watcher,
+    Pages, Trees, Watcher,
     index::{Hints, Index},
-    record::{self, Handle},
+    record::{self, Event, Handle},
     sys,
 };
 use crate::tree;
@@ -50,6 +51,8 @@ pub struct Fanotify {
     root: PathBuf,
     device: u64,
     told: Mutex<Told>,
+    /// Tell of attributes that are set, of which the group is not told in every case.
+    pages: Option<Arc<Pages>>,
     /// How many want to be told of files that are opened.
     opens: Mutex<usize>,
 }
@@ -63,11 +66,11 @@ struct Told {
 
 impl Fanotify {
     /// Of the file system that a directory is on, if the kernel tells there of what is written through an overlay: that is
-    /// tried, in `scratch`.
+    /// tried, in `scratch`. With pages, they too tell of attributes that are set.
     ///
     /// # Errors
     /// What the kernel says against it, in words.
-    pub fn open(root: &Path, scratch: &Path) -> Result<Fanotify, String> {
+    pub fn open(root: &Path, scratch: &Path, pages: Option<Arc<Pages>>) -> Result<Fanotify, String> {
         let report = InitFlags::from_bits_retain(libc::FAN_REPORT_DFID_NAME_TARGET);
         let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK | report;
         let group = Group::init(flags, EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC)
@@ -88,19 +91,20 @@ impl Fanotify {
             root: root.to_owned(),
             device,
             told: Mutex::default(),
+            pages,
             opens: Mutex::default(),
         };
         match fanotify.sees_overlays(scratch) {
-            Ok(true) => Ok(fanotify),
-            Ok(false) => {
-                Err("the kernel does not tell of what is written through an overlay (6.5 does)".into())
-            }
+            Ok(None) => Ok(fanotify),
+            Ok(Some(what)) => Err(format!(
+                "the kernel does not tell of {what} through an overlay (6.5 does)"
+            )),
             Err(error) => Err(format!("an overlay to try it with cannot be made: {error}")),
         }
     }
 
-    /// Writes a file through an overlay that nobody else sees, and listens.
-    fn sees_overlays(&self, scratch: &Path) -> io::Result<bool> {
+    /// Writes a file through an overlay that nobody else sees, and listens; answers with what it was not told of.
+    fn sees_overlays(&self, scratch: &Path) -> io::Result<Option<&'static str>> {
         const STATE: u64 = 0;
         let scratch = tempfile::Builder::new().prefix(".probe-").tempdir_in(scratch)?;
         for dir in ["lower", "upper", "work"] {
@@ -119,11 +123,27 @@ impl Fanotify {
         }
         file.write_all(b"written")?;
         drop(file);
-        let mut told = self.told();
-        self.drain(&mut told);
-        let hints = told.index.take(STATE).unwrap_or_default();
-        told.index.forget(STATE);
-        Ok(hints.covers(b"\0file"))
+        let seen = || {
+            let mut told = self.told();
+            self.drain(&mut told);
+            told.index.take(STATE).unwrap_or_default().covers(b"\0file")
+        };
+        let written = seen();
+        let long_ago = TimeSpec::new(1, 0);
+        utimensat(
+            &overlay,
+            "file",
+            &TimeSpec::UTIME_OMIT,
+            &long_ago,
+            UtimensatFlags::FollowSymlink,
+        )?;
+        let set = self.pages.is_none() || seen();
+        self.told().index.forget(STATE);
+        Ok(match (written, set) {
+            (true, true) => None,
+            (true, false) => Some("a time that is set"),
+            (false, _) => Some("what is written"),
+        })
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -132,23 +152,40 @@ impl Fanotify {
 
     /// Takes in all that there is to be read.
     fn drain(&self, told: &mut Told) {
-        let Told { index, trees, buffer } = told;
-        buffer.resize(BUFFER, 0);
+        // Before the others: those tell of the directories that these are in.
+        let set = self.pages.as_ref().map(|pages| pages.set());
+        self.read(told);
+        if let Some((set, all)) = set {
+            self.apply(set, told);
+            if !all {
+                told.index.overflow();
+            }
+        }
+    }
+
+    fn apply(&self, events: Vec<Event>, told: &mut Told) {
+        let Told { index, trees, .. } = told;
         let mut list = |state: u64, key: &[u8]| match trees.get(&state) {
             Some(trees) => trees.directories(key),
             None => Ok(Vec::new()),
         };
+        events.into_iter().for_each(|event| index.apply(event, &mut list));
+    }
+
+    /// Takes in what the group is told.
+    fn read(&self, told: &mut Told) {
+        told.buffer.resize(BUFFER, 0);
         loop {
-            match nix::unistd::read(&self.group, buffer) {
+            match nix::unistd::read(&self.group, &mut told.buffer) {
                 Ok(0) | Err(nix::Error::EAGAIN) => return,
-                Ok(read) => match record::events(buffer.get(..read).unwrap_or_default()) {
-                    Some(events) => events.into_iter().for_each(|event| index.apply(event, &mut list)),
-                    None => index.overflow(),
+                Ok(read) => match record::events(told.buffer.get(..read).unwrap_or_default()) {
+                    Some(events) => self.apply(events, told),
+                    None => told.index.overflow(),
                 },
                 Err(nix::Error::EINTR) => {}
                 Err(error) => {
                     tracing::warn!(%error, "events cannot be read: all live trees are walked");
-                    index.overflow();
+                    told.index.overflow();
                     return;
                 }
             }
@@ -156,9 +193,9 @@ impl Fanotify {
     }
 
     /// What is readable when there is something to [`Fanotify::pump`].
-    #[must_use]
-    pub fn events(&self) -> BorrowedFd<'_> {
-        self.group.as_fd()
+    pub fn events(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let pages = self.pages.iter().map(|pages| pages.events());
+        std::iter::once(self.group.as_fd()).chain(pages)
     }
 
     /// Takes events in; answers with the states that something new was told of.
@@ -173,7 +210,10 @@ impl Fanotify {
 
 impl Watcher for Fanotify {
     fn kind(&self) -> Kind {
-        Kind::Fanotify
+        match self.pages {
+            Some(_) => Kind::Ebpf,
+            None => Kind::Fanotify,
+        }
     }
 
     fn begin(&self, state: u64, trees: Trees) -> bool {

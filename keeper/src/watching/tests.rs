@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Nothing runs while a commit is made.
-struct Still;
+pub(super) struct Still;
 
 impl Freezer for Still {
     fn freeze(&self, _: Duration) -> io::Result<bool> {
@@ -33,77 +33,86 @@ impl Freezer for Still {
 }
 
 /// Small, seeded, and the same everywhere (xorshift64*).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         (self.next() >> 33) % limit
     }
 }
 
 /// An overlay, its state, and what watches it.
-struct Bed {
-    dir: tempfile::TempDir,
+pub(super) struct Bed {
+    dir: PathBuf,
+    _temporary: Option<tempfile::TempDir>,
     overlay: Option<OwnedFd>,
-    store: Store,
-    watching: Watching,
+    pub(super) store: Store,
+    pub(super) watching: Watching,
     /// Files that are open for writing, by their paths.
     open: Vec<(PathBuf, File)>,
 }
 
 impl Bed {
+    /// In a directory of its own, watched as well as can be.
     fn new() -> Option<Bed> {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path().to_owned();
+        let bed = Bed {
+            _temporary: Some(temporary),
+            ..Bed::watched(&dir, Watching::auto)?
+        };
+        match bed.watching.fanotify() {
+            Ok(_) => Some(bed),
+            Err(why) => {
+                println!("skipped: {why}");
+                None
+            }
+        }
+    }
+
+    /// In a directory, watched somehow.
+    pub(super) fn watched(dir: &Path, watching: fn(&Path, &Path) -> Watching) -> Option<Bed> {
         if !root() {
             return None;
         }
-        let dir = tempfile::tempdir().unwrap();
         for name in ["lower/dir/sub", "upper", "work", "scratch", "store"] {
-            fs::create_dir_all(dir.path().join(name)).unwrap();
+            fs::create_dir_all(dir.join(name)).unwrap();
         }
         for n in 0..6 {
-            fs::write(
-                dir.path().join(format!("lower/dir/sub/file{n}")),
-                format!("image {n}"),
-            )
-            .unwrap();
+            fs::write(dir.join(format!("lower/dir/sub/file{n}")), format!("image {n}")).unwrap();
         }
-        let watching = Watching::of(dir.path(), &dir.path().join("scratch"));
-        if let Err(why) = watching.fanotify() {
-            println!("skipped: {why}");
-            return None;
-        }
-        let overlay = live::overlay_of(dir.path()).unwrap();
         Some(Bed {
-            store: store(&dir.path().join("store")),
-            dir,
-            overlay: Some(overlay),
-            watching,
+            watching: watching(dir, &dir.join("scratch")),
+            overlay: Some(live::overlay_of(dir).unwrap()),
+            store: store(&dir.join("store")),
+            dir: dir.to_owned(),
+            _temporary: None,
             open: Vec::new(),
         })
     }
 
-    fn upper(&self) -> PathBuf {
-        self.dir.path().join("upper")
+    pub(super) fn upper(&self) -> PathBuf {
+        self.dir.join("upper")
     }
 
     /// A path in the overlay.
-    fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+    pub(super) fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         let fd = self.overlay.as_ref().unwrap().as_raw_fd();
         PathBuf::from(format!("/proc/self/fd/{fd}")).join(path)
     }
 
-    fn commit(&self, message: Option<&str>) -> Option<Recorded> {
+    pub(super) fn commit(&self, message: Option<&str>) -> Option<Recorded> {
         self.stopped_by(&Still, message)
     }
 
-    fn stopped_by(&self, freezer: &dyn Freezer, message: Option<&str>) -> Option<Recorded> {
+    pub(super) fn stopped_by(&self, freezer: &dyn Freezer, message: Option<&str>) -> Option<Recorded> {
         let state = self.store.make_state("ctr/default/web", "ctr/default").unwrap();
         let tops = [Top {
             name: b"rootfs".to_vec(),
@@ -145,7 +154,7 @@ impl Bed {
     }
 
     /// What the newest commit holds is what there is.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let state = self.store.state("ctr/default/web").unwrap().unwrap();
         let head = self.store.commit(state.head.unwrap().0).unwrap();
         let to = tempfile::tempdir().unwrap();
@@ -155,8 +164,8 @@ impl Bed {
         same(&listing(&self.upper()), &listing(&out));
     }
 
-    /// One random change.
-    fn change(&mut self, random: &mut Random) {
+    /// One random change, of the first so many kinds.
+    fn change(&mut self, random: &mut Random, ways: u64) {
         let place = |random: &mut Random| {
             let dir = ["", "a", "a/b", "c", "dir", "dir/sub"][random.below(6) as usize];
             Path::new(dir).join(format!("file{}", random.below(6)))
@@ -172,7 +181,7 @@ impl Bed {
             options
         };
         // What cannot be done is not done: a directory in the way, a name that is missing.
-        let done: io::Result<()> = (|| match random.below(24) {
+        let done: io::Result<()> = (|| match random.below(ways) {
             0 => open()
                 .create(true)
                 .truncate(true)
@@ -273,22 +282,35 @@ impl Bed {
                 let length = bytes.len();
                 Ok(rustix::fs::copy_file_range(&from, None, &to, Some(&mut 11), length).map(drop)?)
             }
+            // What fanotify alone is not told of.
+            24 => Ok(nix::unistd::truncate(&path, random.below(9000) as i64)?),
+            25 => {
+                let times = nix::sys::time::TimeSpec::new(random.below(1 << 30) as i64, 0);
+                let same = nix::sys::time::TimeSpec::UTIME_OMIT;
+                let how = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
+                Ok(nix::sys::stat::utimensat(
+                    nix::fcntl::AT_FDCWD,
+                    &path,
+                    &same,
+                    &times,
+                    how,
+                )?)
+            }
             _ => Ok(()),
         })();
         drop(done);
     }
 }
 
-#[test]
-fn commits_of_what_is_named_are_what_there_is() {
-    let Some(mut bed) = Bed::new() else { return };
+/// Random changes of the first so many kinds, each time with a commit that is compared.
+fn random_changes(mut bed: Bed, ways: u64) {
     let seed = std::env::var("SEED").map_or(42, |seed| seed.parse().unwrap());
     let rounds = std::env::var("DIFFKEEPER_SOAK").map_or(60, |_| 10_000);
     let mut random = Random(seed);
     bed.commit(Some("the first"));
     for round in 0..rounds {
         for _ in 0..random.below(30) {
-            bed.change(&mut random);
+            bed.change(&mut random, ways);
         }
         bed.commit(None);
         println!("round {round} of seed {seed}");
@@ -303,8 +325,25 @@ fn commits_of_what_is_named_are_what_there_is() {
 }
 
 #[test]
+fn commits_of_what_is_named_are_what_there_is() {
+    if let Some(bed) = Bed::new() {
+        random_changes(bed, 26);
+    }
+}
+
+#[test]
+fn commits_of_what_fanotify_alone_names_are_what_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let bed = Bed::watched(dir.path(), Watching::fanotify_alone);
+    if let Some(bed) = bed.filter(|bed| bed.watching.fanotify().is_ok()) {
+        random_changes(bed, 24);
+    }
+}
+
+#[test]
 fn the_cost_is_of_what_changed() {
     let Some(bed) = Bed::new() else { return };
+    let by = bed.watching.fanotify().unwrap().kind();
     for dir in 0..100 {
         fs::create_dir(bed.at(format!("dir{dir}"))).unwrap();
         for n in 0..20 {
@@ -318,7 +357,7 @@ fn the_cost_is_of_what_changed() {
     fs::write(bed.at("dir7/file7"), "other").unwrap();
     fs::remove_file(bed.at("dir8/file8")).unwrap();
     let second = bed.commit(None).unwrap().commit;
-    assert_eq!(second.watcher, store::format::Watcher::Fanotify as i32);
+    assert_eq!(second.watcher, by as i32);
     // The file, what is gone, and the directory that it is gone from.
     assert_eq!((second.changed, second.read), (3, 5));
     assert!(bed.commit(None).is_none());
@@ -377,7 +416,7 @@ fn a_look_at_names_is_tried_again_and_says_why_it_is_no_better() {
             ready,
         };
         let commit = bed.stopped_by(&restless, None).unwrap().commit;
-        assert_eq!(commit.watcher, store::format::Watcher::Fanotify as i32);
+        assert_eq!(commit.watcher, bed.watching.fanotify().unwrap().kind() as i32);
         assert_eq!(
             (commit.consistency, commit.doubt.as_str()),
             (consistency as i32, doubt)
@@ -405,8 +444,8 @@ fn where_something_is_too_deep_all_is_looked_at_and_each_commit_says_so() {
     let Some(bed) = Bed::new() else { return };
     let by = |made: Option<Recorded>| {
         let commit = made.unwrap().commit;
-        let fanotify = commit.watcher == store::format::Watcher::Fanotify as i32;
-        (fanotify, commit.message.contains("left out"))
+        let named = commit.watcher != store::format::Watcher::Scan as i32;
+        (named, commit.message.contains("left out"))
     };
     fs::create_dir(bed.at("below")).unwrap();
     assert_eq!(by(bed.commit(None)), (false, false));
@@ -442,11 +481,15 @@ fn a_keeper_watches_where_it_is_told_to() {
         let found = keeper.watching().fanotify().map(drop).map_err(str::to_owned);
         (
             found,
-            Fanotify::open(keeper.node().root(), &keeper.node().trash()).is_ok(),
+            Fanotify::open(keeper.node().root(), &keeper.node().trash(), None).is_ok(),
         )
     };
-    let (found, _) = watching(History::default().watcher);
-    assert!(found.unwrap_err().contains("[history] watcher"));
     let (found, could) = watching(Watcher::Fanotify);
     assert_eq!(found.is_ok(), could);
+    let (found, _) = watching(Watcher::Scan);
+    assert!(found.unwrap_err().contains("[history] watcher"));
+    // What is relied on by itself tells of everything.
+    let (found, could) = watching(Watcher::Auto);
+    let told = Pages::open(dir.path()).and_then(|pages| pages.attributes());
+    assert_eq!(found.is_ok(), could && told.is_ok(), "{found:?} {told:?}");
 }

@@ -1,3 +1,6 @@
+// Lists of ranges that hold one are meant.
+#![allow(clippy::single_range_in_vec_init)]
+
 use std::{
     io,
     ops::Range,
