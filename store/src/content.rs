@@ -4,6 +4,7 @@
 //! its last item's name, at least 16 items, at most 256.
 
 mod kept;
+mod place;
 
 use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
@@ -334,12 +335,19 @@ impl Session<'_> {
             && (last || rest.len() >= delta::LONGEST)
             && !resumed
         {
-            end += delta::cut(rest);
-            ends.push(end);
-            resumed = match old {
-                Some(old) => old.begins_at(at + end as u64)?,
-                None => false,
+            let Some(old) = old else {
+                end += delta::cut(rest);
+                ends.push(end);
+                continue;
             };
+            let (length, stayed) = old.boundary(rest, at + end as u64, last)?;
+            end += length;
+            ends.push(end);
+            resumed = old.begins_at(at + end as u64)?;
+            // Changed in their places, several are written at a time.
+            if stayed && resumed {
+                resumed = old.begins_with(bytes.get(end..).unwrap_or_default());
+            }
         }
         // A change that ends where it should has moved nothing: what stands between keeps its boundaries, and each chunk
         // the base that has most of it.

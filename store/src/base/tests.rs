@@ -130,30 +130,30 @@ fn nodes_stand_on_each_other() {
     assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
 }
 
+/// Where the chunks of a file end.
+fn ends(store: &Store, recorded: &Recorded) -> Vec<usize> {
+    let entry = entry_of(store, recorded, "file");
+    let pieces = Pieces::new(store, known(store, STATE).domain, &entry);
+    let (mut pieces, mut found) = (pieces.unwrap().unwrap(), Vec::new());
+    while let Some((at, piece)) = pieces.next_piece().unwrap() {
+        found.push(usize::try_from(at + piece.length).unwrap());
+    }
+    found
+}
+
 #[test]
 fn a_change_in_place_moves_no_boundary() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
     let mut bytes = noise(2_000_000, 4);
     let mut last = version(&store, "file", &bytes);
-    let ends = |recorded: &Recorded| {
-        let entry = entry_of(&store, recorded, "file");
-        let mut pieces = Pieces::new(&store, known(&store, STATE).domain, &entry)
-            .unwrap()
-            .unwrap();
-        let mut found = Vec::new();
-        while let Some((at, piece)) = pieces.next_piece().unwrap() {
-            found.push(usize::try_from(at + piece.length).unwrap());
-        }
-        found
-    };
-    let first = ends(&last);
+    let first = ends(&store, &last);
     // What decided where a chunk ends is gone, one after the other.
     for end in &first[2..12] {
         bytes[end - 700..end + 700].copy_from_slice(&noise(1_400, *end as u64));
         last = version(&store, "file", &bytes);
         assert!(last.commit.written < 3_000, "{}", last.commit.written);
-        assert_eq!(ends(&last), first);
+        assert_eq!(ends(&store, &last), first);
     }
     assert!(content(&store, &last, "file").unwrap() == bytes);
     // What moved is cut by what it holds.
@@ -161,6 +161,31 @@ fn a_change_in_place_moves_no_boundary() {
     last = version(&store, "file", &bytes);
     assert!(last.commit.written < 700_000, "{}", last.commit.written);
     assert!(content(&store, &last, "file").unwrap() == bytes);
+}
+
+#[test]
+fn what_changes_everywhere_in_its_place_moves_no_boundary() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let mut bytes = noise(1_000_000, 4);
+    let first = ends(&store, &version(&store, "file", &bytes));
+    let mut last = None;
+    for n in 1..=3 {
+        // Whatever decided where a chunk ends decides something else now.
+        for (at, byte) in bytes.iter_mut().enumerate().filter(|(at, _)| at % 16 == 0) {
+            *byte ^= u8::try_from(at / 16 % 251).unwrap() | n;
+        }
+        let changed = version(&store, "file", &bytes);
+        assert_eq!(ends(&store, &changed), first);
+        assert!(changed.commit.written < 400_000, "{}", changed.commit.written);
+        last = Some(changed);
+    }
+    assert!(content(&store, &last.unwrap(), "file").unwrap() == bytes);
+    // What has grown ends elsewhere, and nowhere else.
+    bytes.extend(noise(100_000, 5));
+    let grown = ends(&store, &version(&store, "file", &bytes));
+    assert_eq!(grown[..first.len() - 1], first[..first.len() - 1]);
+    assert_eq!(grown.last(), Some(&bytes.len()));
 }
 
 #[test]
