@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use delta::{Encoding, LEVEL};
+use delta::{Budget, Encoding, LEVEL};
 use quick_cache::{Weighter, sync::Cache};
 
 use crate::{
@@ -126,6 +126,51 @@ impl Encoded {
         let mut written = Vec::new();
         let encoding = delta::encode(bytes, &mut written).map_err(unwritable)?;
         Encoded::new(object, id, bytes.len(), encoding, None, written)
+    }
+
+    /// The shortest form at any price: on a base, if that is given and makes it clearly shorter, or by itself.
+    pub fn shortest(object: Object, id: Id, bytes: &[u8], base: Option<(Base, &[u8])>) -> Result<Encoded> {
+        let on = |base: Option<(Base, &[u8])>| {
+            let mut written = base.map_or(Vec::new(), |(base, _)| base.id.0.to_vec());
+            let begin = written.len();
+            let like = base.map(|(_, bytes)| bytes);
+            let bases = delta::Bases {
+                like,
+                dictionary: None,
+            };
+            let encoding =
+                delta::encode_shortest(Budget::Idle, bytes, bases, &mut written).map_err(unwritable)?;
+            // Read back before anything relies on it.
+            let encoded = written.get(begin..).unwrap_or_default();
+            let read = delta::decode(encoding, encoded, bases.of(encoding), bytes.len());
+            if !read.is_ok_and(|read| read == bytes) {
+                return Err(damaged(
+                    format!("{object:?} {id}"),
+                    format!("{encoding:?} does not read it back"),
+                ));
+            }
+            if encoding.needs_base() {
+                Encoded::new(
+                    object,
+                    id,
+                    bytes.len(),
+                    encoding,
+                    base.map(|(base, _)| base),
+                    written,
+                )
+            } else {
+                Encoded::new(object, id, bytes.len(), encoding, None, encoded.to_vec())
+            }
+        };
+        let based = on(base.filter(|_| bytes.len() >= SHORTEST))?;
+        // What is so short need not be compared.
+        if based.base.is_none() || based.bytes.len() < bytes.len() / 4 {
+            return Ok(based);
+        }
+        let alone = on(None)?;
+        // As when it is written first.
+        let shorter = based.bytes.len() + based.bytes.len() / 3 < alone.bytes.len();
+        Ok(if shorter { based } else { alone })
     }
 }
 

@@ -302,6 +302,12 @@ impl Batch {
         self.put(key(b'M', &[b"store"]), row.encode_to_vec());
     }
 
+    /// Records up to which commit a state is recompacted.
+    pub(crate) fn recompacted(&mut self, state: u64, sequence: u64) {
+        let key = key(b'M', &[b"recompacted", &state.to_be_bytes()]);
+        self.put(key, sequence.to_be_bytes());
+    }
+
     pub(crate) fn domain(&mut self, name: &str, number: u32) {
         self.put(key(b'D', &[name.as_bytes()]), number.to_be_bytes());
     }
@@ -482,6 +488,13 @@ impl Catalog {
         let row = self.get(key(b'M', &[b"store"]))?;
         row.map(|row| StoreRow::decode(&*row).map_err(|_| row_damaged("the store")))
             .transpose()
+    }
+
+    /// Up to which commit a state is recompacted.
+    pub(crate) fn recompacted(&self, state: u64) -> Result<u64> {
+        let row = self.get(key(b'M', &[b"recompacted", &state.to_be_bytes()]))?;
+        let number = row.map(|row| (*row).try_into().map_err(|_| row_damaged("what is recompacted")));
+        Ok(number.transpose()?.map_or(0, u64::from_be_bytes))
     }
 
     pub(crate) fn domain(&self, name: &str) -> Result<Option<u32>> {

@@ -20,13 +20,15 @@ static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
 pub const VARIABLE: &str = "DIFFKEEPER_FAULT";
 
 /// Every point, for whoever goes through all of them.
-pub const POINTS: [&str; 6] = [
+pub const POINTS: [&str; 8] = [
     "packs-before-sync",
     "packs-synced",
     "batch-written",
     "gc-copied",
     "gc-switched",
     "gc-removed",
+    "recompact-written",
+    "recompact-switched",
 ];
 
 /// And those of a migration.

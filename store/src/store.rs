@@ -412,8 +412,6 @@ impl Store {
 
     fn append(&self, key: Key, encoded: &Encoded, again: bool) -> Result<u64> {
         let (domain, object, id) = key;
-        let Encoded { record, base, bytes } = encoded;
-        let class = Class::from(object);
         let mut writing = locked(&self.writing);
         // Another thread may have had the same content. What was published since the caller looked is written a second
         // time: rare, and harmless.
@@ -426,38 +424,65 @@ impl Store {
             return Ok(0);
         }
         // But nothing may come to stand deeper than it did: others may stand on it by now.
-        if !again && base.is_some() && self.catalog.place(domain, object, id)?.is_some() {
+        if !again && encoded.base.is_some() && self.catalog.place(domain, object, id)?.is_some() {
             return Ok(0);
         }
+        let Some(place) = self.write(&mut writing, domain, encoded)? else {
+            return Ok(0);
+        };
+        self.pending
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, place);
+        Ok((RECORD + encoded.bytes.len()) as u64)
+    }
+
+    /// Puts objects in the place of those that are there, all at once: nobody sees one of them stand on what another was.
+    fn exchange(&self, domain: u32, objects: impl Iterator<Item = Encoded>) -> Result<u64> {
+        let mut writing = locked(&self.writing);
+        let (mut places, mut written) = (Vec::new(), 0);
+        for encoded in objects {
+            if let Some(place) = self.write(&mut writing, domain, &encoded)? {
+                places.push(((domain, encoded.record.object, encoded.record.id), place));
+                written += (RECORD + encoded.bytes.len()) as u64;
+            }
+        }
+        self.pending
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(places);
+        Ok(written)
+    }
+
+    /// Writes an object's record to the pack that is open for it.
+    fn write(&self, writing: &mut Writing, domain: u32, encoded: &Encoded) -> Result<Option<Place>> {
+        let record = &encoded.record;
+        let class = Class::from(record.object);
         if writing
             .open
             .get(&(domain, class))
-            .is_some_and(|w| w.length + (RECORD + bytes.len()) as u64 > FULL && w.length > 1 << 10)
+            .is_some_and(|w| w.length + (RECORD + encoded.bytes.len()) as u64 > FULL && w.length > 1 << 10)
             && let Some(full) = writing.open.remove(&(domain, class))
         {
             writing.full.push(full);
         }
         if !writing.open.contains_key(&(domain, class)) {
-            let writer = self.begin(&mut writing, domain, class)?;
+            let writer = self.begin(writing, domain, class)?;
             writing.open.insert((domain, class), writer);
         }
         let Some(writer) = writing.open.get_mut(&(domain, class)) else {
-            return Ok(0);
+            return Ok(None);
         };
         let pack = writer.header.pack;
-        let at = match writer.append(record, bytes) {
+        let at = match writer.append(record, &encoded.bytes) {
             Ok(at) => at,
             Err(error) => {
                 // Whoever shares a full disk is not to wait for the room until the store is opened next.
-                self.abandon(&mut writing);
+                self.abandon(writing);
                 return Err(error);
             }
         };
-        self.pending
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, Place::of(record, *base, pack, at));
-        Ok((RECORD + bytes.len()) as u64)
+        Ok(Some(Place::of(record, encoded.base, pack, at)))
     }
 
     fn begin(&self, writing: &mut Writing, domain: u32, class: Class) -> Result<Writer> {
@@ -651,6 +676,13 @@ impl Session<'_> {
         self.store.spare(key);
         let added = self.store.append(key, encoded, again)?;
         self.written.fetch_add(added, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Puts objects in the place of those that are there, all at once.
+    pub(crate) fn exchange(&self, objects: impl Iterator<Item = Encoded>) -> Result<()> {
+        let written = self.store.exchange(self.domain, objects)?;
+        self.written.fetch_add(written, Ordering::Relaxed);
         Ok(())
     }
 

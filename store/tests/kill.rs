@@ -110,6 +110,10 @@ fn work(dir: &Path, seed: u64) {
             1 => {
                 store.gc(Thorough::Erase, false, |_| {}).unwrap();
             }
+            2 => {
+                let state = store.state(&name).unwrap().unwrap();
+                store.recompact(&state, |_| {}).unwrap();
+            }
             _ => {}
         }
     }

@@ -335,6 +335,7 @@ enum Event {
     },
     Expire,
     Collect(bool),
+    Recompact,
     Reopen,
 }
 
@@ -345,6 +346,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0u8..3, any::<u16>()).prop_map(|(file, to)| Event::Shrink { file, to }),
         1 => Just(Event::Expire),
         1 => any::<bool>().prop_map(Event::Collect),
+        1 => Just(Event::Recompact),
         1 => Just(Event::Reopen),
     ]
 }
@@ -381,6 +383,12 @@ proptest! {
                 Event::Collect(erase) => {
                     let thorough = if erase { Thorough::Erase } else { Thorough::Worthwhile };
                     store.gc(thorough, false, |_| {}).unwrap();
+                    None
+                }
+                Event::Recompact => {
+                    if let Some(state) = store.state(STATE).unwrap() {
+                        store.recompact(&state, |_| {}).unwrap();
+                    }
                     None
                 }
                 Event::Reopen => {

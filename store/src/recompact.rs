@@ -1,0 +1,333 @@
+//! Writing smaller what was written while there was no time.
+//!
+//! A commit writes a chunk against what it follows, at a price that a running container does not notice. Here all versions
+//! are known: each is written against a neighbour, before or behind it, in the shortest of all encodings, and few are whole
+//! ([`plan`]). What each chunk follows, the trees of a state tell ([`lines`]).
+//!
+//! A few versions at a time are encoded while commits go on; then, for the moment in which those wait, it is looked whether
+//! all is as it was, and one batch of the catalog changes over. Nothing may come to stand as high as what stands on it: what
+//! somebody else has come to stand on is written whole, or stays. The old bytes are gc's.
+
+mod lines;
+mod plan;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::PoisonError,
+};
+
+use crate::{
+    base::Encoded,
+    catalog::{Base, Place},
+    error::{Error, Result},
+    fault,
+    history::Known,
+    id::Id,
+    pack::{Object, RECORD},
+    store::Store,
+    told::{Answer, heed},
+};
+use lines::Lines;
+use plan::{MOST, STEPS};
+
+/// So much is encoded before the catalog changes over.
+const BATCH: u64 = 4 << 20;
+/// What saves less than one in so many bytes is not written again.
+const WORTH: u64 = 16;
+
+/// What a recompaction has done.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Recompacted {
+    /// Chunks that were looked at.
+    pub chunks: u64,
+    /// Of so many.
+    pub of_chunks: u64,
+    /// Chunks that were written again.
+    pub written: u64,
+    /// Bytes that those took.
+    pub before: u64,
+    /// Bytes that they take now.
+    pub after: u64,
+}
+
+/// A chunk as it is stored, and as it is to be; none where it stays as it is.
+struct Member {
+    id: Id,
+    place: Place,
+    encoded: Option<Encoded>,
+}
+
+impl Member {
+    fn base(&self) -> Option<Base> {
+        match &self.encoded {
+            Some(encoded) => encoded.base.map(|id| Base {
+                id,
+                depth: encoded.record.depth,
+            }),
+            None => self.place.base,
+        }
+    }
+
+    fn stored(&self) -> u64 {
+        let encoded = self.encoded.as_ref().map(|encoded| encoded.record.stored);
+        encoded.unwrap_or(self.place.stored).into()
+    }
+}
+
+/// Who stands on a chunk, and how deep.
+type Standing = HashMap<Id, HashMap<Id, u8>>;
+
+impl Store {
+    /// How many commits of a state were made since it was recompacted last.
+    ///
+    /// # Errors
+    /// A failing disk.
+    pub fn uncompacted(&self, state: &Known) -> Result<u64> {
+        let sequence = state.head.map_or(0, |(_, sequence)| sequence);
+        Ok(sequence.saturating_sub(self.catalog.recompacted(state.number)?))
+    }
+
+    /// Writes the chunks of a state's versions again, where that makes them smaller; those of commits that were there the
+    /// last time only beside newer ones. `told` gets what was done so far, and may end it: what is done stays.
+    ///
+    /// # Errors
+    /// A damaged tree, a full or failing disk.
+    pub fn recompact<A: Answer>(
+        &self,
+        state: &Known,
+        mut told: impl FnMut(&Recompacted) -> A,
+    ) -> Result<Recompacted> {
+        let mut done = Recompacted::default();
+        if self.uncompacted(state)? == 0 {
+            return Ok(done);
+        }
+        // What is touched from now on is noted, as gc has it.
+        let _alone = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let _nobody = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = Some(HashSet::new());
+        }
+        let finished = self.recompact_alone(state, &mut done, &mut told);
+        *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        finished.map(|()| done)
+    }
+
+    fn recompact_alone<A: Answer>(
+        &self,
+        state: &Known,
+        done: &mut Recompacted,
+        told: &mut impl FnMut(&Recompacted) -> A,
+    ) -> Result<()> {
+        let until = state.head.map_or(0, |(_, sequence)| sequence);
+        let from = self.catalog.recompacted(state.number)?;
+        let lines = Lines::of(self, state, &mut || heed(told(&Recompacted::default())))?;
+        let mut work = Work {
+            store: self,
+            domain: state.domain,
+            standing: self.standing_chunks(state.domain)?,
+            ready: Vec::new(),
+            bytes: 0,
+        };
+        done.of_chunks = lines.len() as u64;
+        for line in lines.all() {
+            // From the newest on: what is newer stands on what is older, as it was written.
+            for versions in line.chunks(MOST).rev() {
+                let hanging: usize = versions.iter().map(|id| lines.beside(*id).count()).sum();
+                done.chunks += (versions.len() + hanging) as u64;
+                if versions
+                    .iter()
+                    .flat_map(|id| lines.beside(*id).chain([*id]))
+                    .all(|id| lines.came(id) <= from)
+                {
+                    continue;
+                }
+                work.versions(versions, &lines)?;
+                if work.bytes >= BATCH {
+                    work.change_over(done)?;
+                }
+                heed(told(done))?;
+            }
+        }
+        work.change_over(done)?;
+        let mut batch = self.catalog.batch();
+        batch.recompacted(state.number, until);
+        self.catalog.write(batch)
+    }
+
+    fn standing_chunks(&self, domain: u32) -> Result<Standing> {
+        let mut standing = Standing::new();
+        self.catalog.objects(domain, |object, id, place| {
+            if let Some(base) = place.base.filter(|_| object == Object::Chunk) {
+                standing.entry(base.id).or_default().insert(id, base.depth);
+            }
+            Ok(())
+        })?;
+        Ok(standing)
+    }
+}
+
+/// The versions of one state that are being written again.
+struct Work<'s> {
+    store: &'s Store,
+    domain: u32,
+    standing: Standing,
+    /// Encoded, and not in the catalog yet: versions that go together.
+    ready: Vec<Vec<Member>>,
+    bytes: u64,
+}
+
+impl Work<'_> {
+    /// Encodes versions that follow each other, and what hangs on them.
+    fn versions(&mut self, versions: &[Id], lines: &Lines) -> Result<()> {
+        let mut depths: HashMap<Id, (u8, Option<Id>)> = HashMap::new();
+        let mut members = Vec::new();
+        let mut order: Vec<(Id, Option<Id>)> = Vec::new();
+        for (at, base) in plan::plan(versions.len()) {
+            let base = base.and_then(|base| versions.get(base)).copied();
+            order.extend(versions.get(at).map(|id| (*id, base)));
+        }
+        let hanging = versions
+            .iter()
+            .flat_map(|id| lines.beside(*id).map(|next| (next, Some(*id))));
+        order.extend(hanging);
+        let together: HashSet<Id> = order.iter().map(|(id, _)| *id).collect();
+        for (id, base) in order {
+            let Some(place) = self.store.place(self.domain, Object::Chunk, id)? else {
+                return Ok(());
+            };
+            // What hangs on the last that may be stood on stands beside it.
+            let base = base.map(|base| match depths.get(&base) {
+                Some((depth, below)) if *depth >= STEPS => below.unwrap_or(base),
+                _ => base,
+            });
+            let base = base.and_then(|base| {
+                Some(Base {
+                    id: base,
+                    depth: depths.get(&base)?.0 + 1,
+                })
+            });
+            let highest = self.highest(id, &together);
+            let base = base.filter(|base| base.depth <= highest.min(STEPS));
+            let encoded = match self.shortest(id, place, base) {
+                Ok(encoded) => encoded,
+                // What is damaged stays as it is, and so does what goes with it.
+                Err(error @ (Error::Damaged { .. } | Error::Missing(_))) => {
+                    tracing::warn!(%error, "it cannot be recompacted");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
+            let member = Member { id, place, encoded };
+            let base = member.base();
+            depths.insert(id, (base.map_or(0, |base| base.depth), base.map(|base| base.id)));
+            members.push(member);
+        }
+        let before: u64 = members.iter().map(|member| u64::from(member.place.stored)).sum();
+        let after: u64 = members.iter().map(Member::stored).sum();
+        if after + before / WORTH < before {
+            self.bytes += after;
+            for member in &members {
+                self.moved(member.id, member.place.base, member.base());
+            }
+            self.ready.push(members);
+        }
+        Ok(())
+    }
+
+    /// A chunk stands on another than before.
+    fn moved(&mut self, id: Id, from: Option<Base>, to: Option<Base>) {
+        if let Some(above) = from.and_then(|base| self.standing.get_mut(&base.id)) {
+            above.remove(&id);
+        }
+        if let Some(base) = to {
+            self.standing.entry(base.id).or_default().insert(id, base.depth);
+        }
+    }
+
+    /// How deep a chunk may come to stand: less than what stands on it.
+    fn highest(&self, id: Id, but: &HashSet<Id>) -> u8 {
+        let above = self.standing.get(&id).into_iter().flatten();
+        let above = above.filter(|(id, _)| !but.contains(*id));
+        above
+            .map(|(_, depth)| depth.saturating_sub(1))
+            .min()
+            .unwrap_or(u8::MAX)
+    }
+
+    /// The shortest form of a chunk, on its base or alone.
+    fn shortest(&self, id: Id, place: Place, base: Option<Base>) -> Result<Option<Encoded>> {
+        if base.is_none() && place.encoding == delta::Encoding::Raw {
+            return Ok(None);
+        }
+        let bytes = self.store.object(self.domain, Object::Chunk, id)?;
+        let under = match base {
+            Some(base) => Some((base, self.store.object(self.domain, Object::Chunk, base.id)?)),
+            None => None,
+        };
+        let under = under.as_ref().map(|(base, bytes)| (*base, bytes.as_slice()));
+        let encoded = Encoded::shortest(Object::Chunk, id, &bytes, under)?;
+        let as_it_is = place.base.map(|base| base.id) == encoded.base
+            && place.depth() == encoded.record.depth
+            && place.stored <= encoded.record.stored;
+        Ok((!as_it_is).then_some(encoded))
+    }
+
+    /// Puts what is ready in the place of what is there.
+    fn change_over(&mut self, done: &mut Recompacted) -> Result<()> {
+        if self.ready.is_empty() {
+            return Ok(());
+        }
+        let _nobody = self.store.gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.notice()?;
+        let session = self.store.session_alone(self.domain);
+        for members in std::mem::take(&mut self.ready) {
+            let together: HashSet<Id> = members.iter().map(|member| member.id).collect();
+            let mut fits = true;
+            for member in &members {
+                let place = self.store.place(self.domain, Object::Chunk, member.id)?;
+                let depth = member.base().map_or(0, |base| base.depth);
+                fits &= place == Some(member.place) && depth <= self.highest(member.id, &together);
+            }
+            if !fits {
+                for member in &members {
+                    self.moved(member.id, member.base(), member.place.base);
+                }
+                continue;
+            }
+            for member in members.iter().filter(|member| member.encoded.is_some()) {
+                done.written += 1;
+                done.before += u64::from(member.place.stored) + RECORD as u64;
+                done.after += member.stored() + RECORD as u64;
+            }
+            session.exchange(members.into_iter().filter_map(|member| member.encoded))?;
+        }
+        self.bytes = 0;
+        fault::point("recompact-written");
+        session.publish(|_| Ok(()))?;
+        fault::point("recompact-switched");
+        Ok(())
+    }
+
+    /// What commits have put on others meanwhile.
+    fn notice(&mut self) -> Result<()> {
+        let touched = {
+            let mut spared = self.store.spared.lock().unwrap_or_else(PoisonError::into_inner);
+            spared.replace(HashSet::new()).unwrap_or_default()
+        };
+        // What is ready stands where it is going to.
+        let ready: HashSet<Id> = self.ready.iter().flatten().map(|member| member.id).collect();
+        for (domain, object, id) in touched {
+            if domain == self.domain
+                && object == Object::Chunk
+                && !ready.contains(&id)
+                && let Some(base) = self.store.place(domain, object, id)?.and_then(|place| place.base)
+            {
+                self.standing.entry(base.id).or_default().insert(id, base.depth);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! What is written again, while all else goes on.
+
+use std::cell::Cell;
+
+use super::plan::STEPS;
+use crate::base::steps;
+use crate::{
+    Id, Recorded, Result, Store, Thorough,
+    format::{Entry, key},
+    pack::Object,
+    tests::{commit, known, noise, put, read, store, write},
+};
+
+const STATE: &str = "ctr/default/web";
+
+fn entry_of(store: &Store, recorded: &Recorded, path: &str) -> Entry {
+    let domain = known(store, &recorded.commit.state).domain;
+    let tree = recorded.commit.tree_id().unwrap();
+    let found = store.entry(domain, tree, &key(b"rootfs", path.as_bytes()));
+    found.unwrap().unwrap()
+}
+
+fn version(store: &Store, state: &str, path: &str, bytes: &[u8]) -> Recorded {
+    let before = store.state(state).unwrap().and_then(|state| state.head);
+    let before = before.and_then(|(id, _)| {
+        let tree = store.commit(id).unwrap().commit.tree_id().unwrap();
+        let key = key(b"rootfs", path.as_bytes());
+        store.entry(known(store, state).domain, tree, &key).unwrap()
+    });
+    commit(store, state, |s| {
+        vec![put(write(s, path, bytes, before.as_ref()))]
+    })
+}
+
+fn content(store: &Store, recorded: &Recorded, path: &str) -> Result<Vec<u8>> {
+    let domain = known(store, &recorded.commit.state).domain;
+    read(store, domain, &entry_of(store, recorded, path))
+}
+
+fn depth(store: &Store, recorded: &Recorded, path: &str) -> u8 {
+    let domain = known(store, &recorded.commit.state).domain;
+    let id: Id = entry_of(store, recorded, path).content_id().unwrap();
+    store.place(domain, Object::Chunk, id).unwrap().unwrap().depth()
+}
+
+/// A page of numbers of which some change a little each time: near versions have much more in common than far ones.
+fn numbers(count: u32, version: u32) -> Vec<u8> {
+    let number = |n: u32| {
+        let changed = (0..=version)
+            .rev()
+            .find(|version| (n.wrapping_mul(2_654_435_761) >> 8) % 12 == version % 12);
+        n.wrapping_mul(0x9e37_79b9)
+            .wrapping_add(changed.unwrap_or(0).wrapping_mul(0x0101_0107))
+    };
+    (0..count).flat_map(|n| number(n).to_le_bytes()).collect()
+}
+
+fn whole(store: &Store, versions: &[(Recorded, Vec<u8>)]) {
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+    for (recorded, bytes) in versions {
+        assert!(content(store, recorded, "file").unwrap() == *bytes);
+    }
+}
+
+#[test]
+fn versions_become_smaller_and_stay_near() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let mut made = Vec::new();
+    for n in 0..40 {
+        let bytes = numbers(800, n);
+        made.push((version(&store, STATE, "file", &bytes), bytes));
+    }
+    let before = store.usage().unwrap();
+    let state = known(&store, STATE);
+    assert_eq!(store.uncompacted(&state).unwrap(), 40);
+    let done = store.recompact(&state, |_| {}).unwrap();
+    assert_eq!((done.chunks, done.of_chunks), (40, 40));
+    let after = store.usage().unwrap();
+    assert!(after.stored * 10 < before.stored * 9, "{before:?} {after:?}");
+    assert!(
+        made.iter()
+            .all(|(recorded, _)| steps(depth(&store, recorded, "file")) <= STEPS)
+    );
+    whole(&store, &made);
+    // The old bytes come back.
+    store.gc(Thorough::Erase, false, |_| {}).unwrap();
+    let packs = store.usage().unwrap().bytes;
+    assert!(
+        packs < before.bytes - (before.stored - after.stored) / 2,
+        "{packs}"
+    );
+    whole(&store, &made);
+    // There is nothing more to be done, until there are more versions.
+    assert_eq!(store.uncompacted(&state).unwrap(), 0);
+    assert_eq!(store.recompact(&state, |_| {}).unwrap().chunks, 0);
+    for n in 40..60 {
+        let bytes = numbers(800, n);
+        made.push((version(&store, STATE, "file", &bytes), bytes));
+    }
+    store.recompact(&known(&store, STATE), |_| {}).unwrap();
+    assert!(
+        made.iter()
+            .all(|(recorded, _)| steps(depth(&store, recorded, "file")) <= STEPS)
+    );
+    drop(store);
+    whole(&crate::tests::store(dir.path()), &made);
+}
+
+#[test]
+fn commits_go_on_meanwhile_and_it_can_be_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let mut made = Vec::new();
+    for n in 0..12 {
+        let bytes = [numbers(3_000, n), noise(300_000, 3), numbers(3_000, n + 5)].concat();
+        made.push((version(&store, STATE, "file", &bytes), bytes));
+    }
+    let state = known(&store, STATE);
+    let more = Cell::new(0);
+    let mut newer = Vec::new();
+    let done = store
+        .recompact(&state, |done| {
+            // Each stands on what is about to be written again.
+            if done.of_chunks > 0 && more.get() < 3 {
+                more.set(more.get() + 1);
+                let bytes = [
+                    numbers(3_000, 11 + more.get()),
+                    noise(300_000, 3),
+                    numbers(3_000, 16),
+                ]
+                .concat();
+                newer.push((version(&store, STATE, "file", &bytes), bytes));
+            }
+        })
+        .unwrap();
+    assert!(done.written > 0 && more.get() == 3, "{done:?}");
+    made.append(&mut newer);
+    whole(&store, &made);
+    assert_eq!(store.uncompacted(&known(&store, STATE)).unwrap(), 3);
+    // One that is ended is begun again.
+    let stop = |_: &super::Recompacted| std::ops::ControlFlow::Break(());
+    let ended = store.recompact(&known(&store, STATE), stop);
+    assert!(matches!(ended, Err(crate::Error::Stopped)), "{ended:?}");
+    assert_eq!(store.uncompacted(&known(&store, STATE)).unwrap(), 3);
+    store.recompact(&known(&store, STATE), |_| {}).unwrap();
+    store.gc(Thorough::Worthwhile, false, |_| {}).unwrap();
+    whole(&store, &made);
+}
+
+/// What another state has come to stand on does not come to stand as high.
+#[test]
+fn others_that_stand_on_it_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let (other, mut made) = ("ctr/default/other", Vec::new());
+    for n in 0..20 {
+        let bytes = numbers(800, n);
+        made.push((version(&store, STATE, "file", &bytes), bytes.clone()));
+        // It has some of the same versions, and some that are its own between them.
+        let mut own = bytes;
+        own[..100].fill(u8::try_from(n).unwrap());
+        made.push((version(&store, other, "file", &own), own));
+        if n % 3 == 0 {
+            let bytes = numbers(800, n);
+            made.push((version(&store, other, "file", &bytes), bytes));
+        }
+    }
+    for state in [STATE, other, STATE] {
+        store.recompact(&known(&store, state), |_| {}).unwrap();
+        whole(&store, &made);
+    }
+    store.gc(Thorough::Erase, false, |_| {}).unwrap();
+    whole(&store, &made);
+}
