@@ -13,6 +13,7 @@ pub mod owner;
 pub mod progress;
 mod quiesce;
 mod reclaim;
+mod recompact;
 mod recorder;
 pub mod recording;
 pub mod redshift;

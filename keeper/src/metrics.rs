@@ -64,6 +64,8 @@ struct Inner {
     restore_failures: u64,
     reclaimed_trees: u64,
     reclaimed_histories: u64,
+    recompacted: u64,
+    recompacted_saved: u64,
     /// By why: commits that are not of the consistency that they might be of.
     doubts: BTreeMap<String, u64>,
     /// By state: when it was last recorded, nanoseconds since 1970.
@@ -96,6 +98,12 @@ impl Counts {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         inner.restores.add(took);
         inner.restore_failures += u64::from(!well);
+    }
+
+    pub(crate) fn recompacted(&self, done: &store::Recompacted) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.recompacted += done.written;
+        inner.recompacted_saved += done.before.saturating_sub(done.after);
     }
 
     pub(crate) fn reclaimed(&self, trees: u64, histories: u64) {
@@ -167,6 +175,18 @@ impl Keeper {
             "counter",
             "Histories that had expired and were forgotten.",
             number(inner.reclaimed_histories),
+        );
+        one(
+            "diffkeeper_recompacted_chunks_total",
+            "counter",
+            "Chunks that were written again in fewer bytes.",
+            number(inner.recompacted),
+        );
+        one(
+            "diffkeeper_recompacted_saved_bytes_total",
+            "counter",
+            "Bytes that those took before less those that they take now.",
+            number(inner.recompacted_saved),
         );
         one(
             "diffkeeper_store_size_bytes",

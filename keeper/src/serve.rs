@@ -13,6 +13,7 @@ use crate::{
     error::{Context, Result},
     keeper::Keeper,
     reclaim::Schedule,
+    recompact::Idle,
     service::{Service, listen},
     watch::Watch,
 };
@@ -43,6 +44,7 @@ pub fn serve(config: &Config, levels: &dyn Fn(Level)) -> Result<()> {
     keeper.catch_up_all()?;
     let watch = Arc::new(Watch::new(keeper.clone())?);
     let reclaim = Arc::new(Schedule::default());
+    let idle = Arc::new(Idle::default());
     let listener = listen(&config.keeper)?;
     {
         let (reclaim, keeper) = (reclaim.clone(), keeper.clone());
@@ -50,6 +52,13 @@ pub fn serve(config: &Config, levels: &dyn Fn(Level)) -> Result<()> {
             .name("reclaim".into())
             .spawn(move || reclaim.run(&keeper))
             .on("start a thread for", Path::new("what has expired"))?;
+    }
+    {
+        let (idle, keeper) = (idle.clone(), keeper.clone());
+        std::thread::Builder::new()
+            .name("recompact".into())
+            .spawn(move || idle.run(&keeper))
+            .on("start a thread for", Path::new("recompaction"))?;
     }
     let looking = {
         let watch = watch.clone();
@@ -96,6 +105,7 @@ pub fn serve(config: &Config, levels: &dyn Fn(Level)) -> Result<()> {
     let _ = std::fs::remove_file(&config.keeper);
     watch.stop();
     reclaim.stop();
+    idle.stop();
     let since = std::time::Instant::now();
     while !looking.is_finished() && since.elapsed() < LAST_COMMIT {
         std::thread::sleep(Duration::from_millis(10));

@@ -756,8 +756,15 @@ impl Api for Service {
 
     async fn gc(&self, context: &TtrpcContext, request: api::GcRequest) -> ttrpc::Result<api::GcResponse> {
         self.run_long(context, move |keeper, progress| {
+            let recompacted = match request.recompact && !request.dry_run {
+                true => keeper.recompact(progress)?,
+                false => store::Recompacted::default(),
+            };
             let (expired, done) = keeper.tidy(request.dry_run, progress)?;
             Ok(api::GcResponse {
+                recompacted: recompacted.written,
+                bytes_before: recompacted.before,
+                bytes_after: recompacted.after,
                 expired,
                 objects: done.objects,
                 freed: done.freed,

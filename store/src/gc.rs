@@ -10,7 +10,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     ops::ControlFlow,
-    sync::PoisonError,
+    sync::{PoisonError, atomic::Ordering},
 };
 
 use crate::{
@@ -64,7 +64,9 @@ impl Store {
         mut told: impl FnMut(&Collected) -> A,
     ) -> Result<Collected> {
         // What is touched while one looks is noted once.
+        self.awaited.fetch_add(1, Ordering::Relaxed);
         let _alone = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.awaited.fetch_sub(1, Ordering::Relaxed);
         let mut sum = Collected::default();
         for (_, domain) in self.catalog.domains()? {
             let done = self.gc_domain(domain, thorough, dry, &mut sum, &mut told);

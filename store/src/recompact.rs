@@ -13,7 +13,7 @@ mod plan;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::PoisonError,
+    sync::{PoisonError, atomic::Ordering},
 };
 
 use crate::{
@@ -48,6 +48,8 @@ pub struct Recompacted {
     pub before: u64,
     /// Bytes that they take now.
     pub after: u64,
+    /// A gc waited, and this ended before all was done.
+    pub gave_way: bool,
 }
 
 /// A chunk as it is stored, and as it is to be; none where it stays as it is.
@@ -87,8 +89,14 @@ impl Store {
         Ok(sequence.saturating_sub(self.catalog.recompacted(state.number)?))
     }
 
+    /// Whether a gc waits for a recompaction to give way.
+    #[must_use]
+    pub fn gc_waits(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed) > 0
+    }
+
     /// Writes the chunks of a state's versions again, where that makes them smaller; those of commits that were there the
-    /// last time only beside newer ones. `told` gets what was done so far, and may end it: what is done stays.
+    /// last time only beside newer ones. Gives way to a gc: then it is to be begun again. `told` gets what was done so far, and may end it: what is done stays.
     ///
     /// # Errors
     /// A damaged tree, a full or failing disk.
@@ -146,6 +154,10 @@ impl Store {
                     work.change_over(done)?;
                 }
                 heed(told(done))?;
+                if self.gc_waits() {
+                    done.gave_way = true;
+                    return work.change_over(done);
+                }
             }
         }
         work.change_over(done)?;

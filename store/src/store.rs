@@ -65,6 +65,8 @@ pub struct Store {
     pub(crate) gate: RwLock<()>,
     /// Held by the one gc that there is at a time.
     pub(crate) collecting: Mutex<()>,
+    /// How many wait for that to be theirs: a recompaction gives way to a gc.
+    pub(crate) awaited: AtomicU64,
     /// What was found to be there already while gc looked for what nobody needs.
     pub(crate) spared: Mutex<Option<HashSet<Key>>>,
     /// Signs commits, where somebody wants it.
@@ -192,6 +194,7 @@ impl Store {
             bases: base::bases(),
             gate: RwLock::default(),
             collecting: Mutex::default(),
+            awaited: AtomicU64::default(),
             spared: Mutex::default(),
             signer: OnceLock::new(),
             names: Mutex::default(),

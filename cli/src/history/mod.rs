@@ -169,6 +169,9 @@ pub enum Command {
         /// Only say what would go
         #[arg(long)]
         dry_run: bool,
+        /// Store in fewer bytes first what was stored while there was no time: takes a processor for long
+        #[arg(long, conflicts_with = "dry_run")]
+        recompact: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -388,7 +391,11 @@ pub fn run(
             discard,
             json,
         } => repair::repair(config, *dry_run, *discard, *json),
-        Command::Gc { dry_run, json } => store::gc(config, *dry_run, *json),
+        Command::Gc {
+            dry_run,
+            recompact,
+            json,
+        } => store::gc(config, *dry_run, *recompact, *json),
         Command::Audit {
             state,
             public_key,

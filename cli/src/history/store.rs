@@ -274,21 +274,31 @@ pub fn verify(config: &Config, percent: u32, as_json: bool) -> Result<ExitCode> 
 }
 
 /// Gets space back.
-pub fn gc(config: &Config, dry_run: bool, as_json: bool) -> Result<ExitCode> {
+pub fn gc(config: &Config, dry_run: bool, recompact: bool, as_json: bool) -> Result<ExitCode> {
     let done = with_keeper(config, async |client| {
         let request = api::GcRequest {
             dry_run,
+            recompact,
             ..api::GcRequest::default()
         };
         long(&client, async |context| client.gc(context, &request).await).await
     })?;
     if as_json {
         let value = json!({
-            "commits_given_up": done.expired, "objects": done.objects, "bytes_freed": done.freed,
+            "recompacted": done.recompacted, "recompacted_before": done.bytes_before,
+            "recompacted_after": done.bytes_after, "commits_given_up": done.expired, "objects": done.objects, "bytes_freed": done.freed,
             "bytes_copied": done.copied, "packs": done.packs, "dry_run": dry_run,
         });
         println!("{}", serde_json::to_string_pretty(&value)?);
     } else {
+        if recompact {
+            println!(
+                "{} chunks written again: {} instead of {}",
+                done.recompacted,
+                table::bytes(done.bytes_after),
+                table::bytes(done.bytes_before)
+            );
+        }
         println!(
             "{}{} commits give up their content; {} unneeded objects; {} freed, {} copied for it, {} packs",
             if dry_run { "would: " } else { "" },

@@ -237,6 +237,7 @@ fn json_is_what_the_schema_says(d: &Daemon) -> Result<()> {
     schemas.check(d, &["repair"])?;
     schemas.check(d, &["gc", "--dry-run"])?;
     schemas.check(d, &["gc"])?;
+    schemas.check(d, &["gc", "--recompact"])?;
     schemas.check(d, &["audit", "told"])?;
     let key = imported.path().join("key").to_string_lossy().into_owned();
     d.diffkeeper(&["keygen", &key])?.ok()?;
