@@ -10,6 +10,7 @@ pub mod keeper;
 pub mod metrics;
 mod named;
 pub mod owner;
+mod parts;
 pub mod progress;
 mod quiesce;
 mod reclaim;

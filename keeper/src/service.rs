@@ -27,6 +27,7 @@ use crate::{
     archive::Form,
     error::{Context, Error, Result},
     keeper::{Keeper, Restore, words},
+    parts::{file, parts},
     progress::Progress,
     reclaim::Schedule,
     watch::Watch,
@@ -280,7 +281,7 @@ fn entry(of: &Entry) -> api::Entry {
     }
 }
 
-fn said(version: &MessageField<api::Version>) -> (String, String) {
+pub(crate) fn said(version: &MessageField<api::Version>) -> (String, String) {
     (version.state.clone(), version.version.clone())
 }
 
@@ -405,28 +406,7 @@ fn list(keeper: &Keeper, request: &api::ListRequest) -> Result<api::ListResponse
 }
 
 fn read(keeper: &Keeper, request: &api::ReadRequest) -> Result<api::ReadResponse> {
-    let (state, version) = said(&request.version);
-    let (known, recorded) = keeper.version(&state, &version)?;
-    let recorded = keeper.store().with_content(recorded.id)?;
-    let tree = recorded.commit.tree_id()?;
-    let key = keeper.key_of(known.domain, &recorded, &request.path)?;
-    let missing = || Error::NotFound(format!("nothing is at {}", request.path.escape_ascii()));
-    let mut found = keeper
-        .store()
-        .entry(known.domain, tree, &key)?
-        .ok_or_else(missing)?;
-    if !found.link.is_empty() {
-        found = keeper
-            .store()
-            .entry(known.domain, tree, &found.link)?
-            .ok_or_else(missing)?;
-    }
-    if found.what() != Kind::File {
-        return Err(Error::Refused(format!(
-            "{} is not a file",
-            request.path.escape_ascii()
-        )));
-    }
+    let (domain, found) = file(keeper, &request.version, &request.path)?;
     let wanted = u64::from(if request.length == 0 {
         BYTES
     } else {
@@ -439,7 +419,7 @@ fn read(keeper: &Keeper, request: &api::ReadRequest) -> Result<api::ReadResponse
     let mut data = vec![0; usize::try_from(end.saturating_sub(begin)).unwrap_or(0)];
     keeper
         .store()
-        .read_range(known.domain, &found, begin, end, |at, stretch| {
+        .read_range(domain, &found, begin, end, |at, stretch| {
             if let Stretch::Bytes(bytes) = stretch {
                 let from = usize::try_from(begin.saturating_sub(at)).unwrap_or(usize::MAX);
                 let to = usize::try_from(at.saturating_sub(begin)).unwrap_or(usize::MAX);
@@ -557,6 +537,10 @@ impl Api for Service {
 
     async fn read(&self, _: &TtrpcContext, request: api::ReadRequest) -> ttrpc::Result<api::ReadResponse> {
         self.run(move |keeper| read(keeper, &request)).await
+    }
+
+    async fn parts(&self, _: &TtrpcContext, request: api::PartsRequest) -> ttrpc::Result<api::PartsResponse> {
+        self.run(move |keeper| parts(keeper, &request)).await
     }
 
     async fn commit(

@@ -49,5 +49,5 @@ pub use retention::{DAMAGED, Retention, Rule, Tombstone};
 pub use sign::{PublicKey, Signer};
 pub use store::{FORMAT, Session, Store};
 pub use told::Answer;
-pub use usage::{Form, Usage};
+pub use usage::{Form, Part, Stored, Usage};
 pub use verify::{Problem, Verified};

@@ -1,11 +1,20 @@
 //! What a store holds, what it takes, and how it is stored.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::ControlFlow};
 
 use delta::Encoding;
 
 use crate::{
-    base::steps, catalog::Place, error::Result, history::Known, pack::Object, reach::Reached, store::Store,
+    base::steps,
+    catalog::Place,
+    content::Pieces,
+    error::{Error, Result},
+    format::Entry,
+    history::Known,
+    id::Id,
+    pack::Object,
+    reach::Reached,
+    store::Store,
 };
 
 /// How much a store holds.
@@ -70,7 +79,77 @@ impl Forms {
     }
 }
 
+/// A part of a file's content, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Where it begins in the file.
+    pub at: u64,
+    /// How long it is.
+    pub length: u64,
+    /// Its chunk; none of a hole.
+    pub chunk: Option<Stored>,
+}
+
+/// How a chunk is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its name.
+    pub id: Id,
+    /// How: `raw`, `zstd`, `prefix`...
+    pub encoding: String,
+    /// What it takes, in bytes.
+    pub bytes: u64,
+    /// The chunk that it stands on.
+    pub base: Option<Id>,
+    /// How many others have to be read before it.
+    pub steps: u8,
+}
+
 impl Store {
+    /// How an entry's content is stored, from the part on in which `from` lies; nothing of one that is so short that it
+    /// stands in its entry.
+    ///
+    /// # Errors
+    /// A missing chunk, a damaged list, and what `each` says.
+    pub fn parts(
+        &self,
+        domain: u32,
+        entry: &Entry,
+        from: u64,
+        mut each: impl FnMut(Part) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let Some(mut pieces) = Pieces::new(self, domain, entry)? else {
+            return Ok(());
+        };
+        while let Some((at, piece)) = pieces.next_piece()? {
+            if at.saturating_add(piece.length) <= from {
+                continue;
+            }
+            let stored = |id: Id| {
+                let place = self
+                    .place(domain, Object::Chunk, id)?
+                    .ok_or_else(|| Error::Missing(format!("Chunk {id}")))?;
+                Ok(Stored {
+                    id,
+                    encoding: name(place.encoding),
+                    bytes: place.stored.into(),
+                    base: place.base.map(|base| base.id),
+                    steps: steps(place.depth()),
+                })
+            };
+            let chunk = Id::from_slice(&piece.chunk).map(stored).transpose()?;
+            let part = Part {
+                at,
+                length: piece.length,
+                chunk,
+            };
+            if each(part)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// How many objects and bytes the store has, and in how many packs.
     ///
     /// # Errors

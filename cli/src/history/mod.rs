@@ -2,6 +2,7 @@
 //! `fork`, `export`, `verify`, `repair`, `gc`, `audit`, `keygen`, `prove`, `stats`.
 
 mod change;
+mod chunks;
 mod client;
 mod export;
 mod graph;
@@ -27,6 +28,9 @@ pub enum Command {
     Show {
         /// The version
         version: String,
+        /// Instead, how each chunk of this file is stored
+        #[arg(long, value_name = "PATH")]
+        chunks: Option<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -339,7 +343,12 @@ pub fn run(
 ) -> anyhow::Result<std::process::ExitCode> {
     match command {
         Command::Log(how) => log::log(config, how),
-        Command::Show { version, json } => look::show(config, version, *json),
+        Command::Show {
+            version,
+            chunks: Some(path),
+            json,
+        } => chunks::show(config, version, path, *json),
+        Command::Show { version, json, .. } => look::show(config, version, *json),
         Command::Diff {
             before,
             after,

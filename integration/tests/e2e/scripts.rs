@@ -230,7 +230,7 @@ fn json_is_what_the_schema_says(d: &Daemon) -> Result<()> {
     schemas.check(d, &["undo", "told"])?;
     schemas.check(d, &["fork", "told@one", "told-2"])?;
     let imported = tempfile::tempdir()?;
-    fs::write(imported.path().join("file"), "imported")?;
+    fs::write(imported.path().join("file"), "imported ".repeat(100))?;
     let name = format!("ctr/{}/told-3", d.namespace());
     schemas.check(d, &["import", &name, &imported.path().to_string_lossy()])?;
     schemas.check(d, &["verify", "--read-data"])?;
@@ -238,6 +238,8 @@ fn json_is_what_the_schema_says(d: &Daemon) -> Result<()> {
     schemas.check(d, &["gc", "--dry-run"])?;
     schemas.check(d, &["gc"])?;
     schemas.check(d, &["gc", "--recompact"])?;
+    let parts = schemas.check(d, &["show", &format!("{name}@head"), "--chunks", "/file"])?;
+    ensure!(parts[0]["encoding"] == "zstd" && parts[1].is_null(), "{parts}");
     schemas.check(d, &["audit", "told"])?;
     let key = imported.path().join("key").to_string_lossy().into_owned();
     d.diffkeeper(&["keygen", &key])?.ok()?;

@@ -148,6 +148,43 @@ fn commits_go_on_meanwhile_and_it_can_be_ended() {
     whole(&store, &made);
 }
 
+#[test]
+fn each_part_of_a_file_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let mut bytes = noise(400_000, 1);
+    let first = version(&store, STATE, "file", &bytes);
+    bytes[390_000] ^= 1;
+    let second = version(&store, STATE, "file", &bytes);
+    let domain = known(&store, STATE).domain;
+    let parts = |recorded: &Recorded, from: u64| {
+        let mut found = Vec::new();
+        let entry = entry_of(&store, recorded, "file");
+        let each = |part| {
+            found.push(part);
+            Ok(std::ops::ControlFlow::Continue(()))
+        };
+        store.parts(domain, &entry, from, each).unwrap();
+        found
+    };
+    let (old, new) = (parts(&first, 0), parts(&second, 0));
+    assert!(old.len() > 2 && old.len() == new.len());
+    assert_eq!(old[..old.len() - 1], new[..new.len() - 1]);
+    assert_eq!(new.iter().map(|part| part.length).sum::<u64>(), 400_000);
+    let (below, above) = (old.last().unwrap(), new.last().unwrap());
+    let (below, chunk) = (below.chunk.clone().unwrap(), above.chunk.clone().unwrap());
+    assert_eq!(
+        (below.encoding.as_str(), below.steps, below.base),
+        ("raw", 0, None)
+    );
+    assert_eq!(
+        (chunk.encoding.as_str(), chunk.steps, chunk.base),
+        ("prefix", 1, Some(below.id))
+    );
+    assert!(chunk.bytes < 200 && below.bytes > 1_000);
+    assert_eq!(parts(&second, above.at), [above.clone()]);
+}
+
 /// What another state has come to stand on does not come to stand as high.
 #[test]
 fn others_that_stand_on_it_can_be_read() {
