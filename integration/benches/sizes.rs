@@ -1,4 +1,4 @@
-//! How many bytes twenty versions take, beside restic, borg and `zstd --patch-from`, on contents as containers have them:
+//! How many bytes twenty versions take, beside restic, borg, `zstd --patch-from` and xdelta3, on contents as containers have them:
 //! each made from a seed. `make bench-delta`.
 
 use std::{
@@ -14,6 +14,7 @@ use integration::{
     bench::{self, Bar, Figure, Random, figure},
     peers::{Peer, bytes, ours_bytes, quiet, record},
 };
+use store::{Hash, Store, Thorough};
 
 const VERSIONS: u64 = 20;
 
@@ -158,6 +159,14 @@ fn noise(tree: &Path, n: u64) -> Result<bool> {
     Ok(true)
 }
 
+/// What makes patches, and where it puts them.
+const PATCHES: [&str; 2] = ["zstd", "xdelta3"];
+
+fn is_there(program: &str) -> bool {
+    let told = Command::new(program).arg("-V").output();
+    told.is_ok_and(|told| told.status.success())
+}
+
 /// The versions as tars, the first compressed, each other as a patch of the one before: what is small, and takes all
 /// versions before it to be read.
 fn patch(dir: &Path, tree: &Path, n: u64) -> Result<()> {
@@ -174,19 +183,40 @@ fn patch(dir: &Path, tree: &Path, n: u64) -> Result<()> {
     zstd.args(["-19", "--long=27", "-q"])
         .arg(&now)
         .arg("-o")
-        .arg(dir.join("patches").join(n.to_string()));
+        .arg(dir.join("zstd").join(n.to_string()));
     if n > 0 {
         zstd.arg(format!("--patch-from={}", before.display()));
     }
     quiet(&mut zstd)?;
+    if is_there("xdelta3") {
+        let mut xdelta3 = Command::new("xdelta3");
+        xdelta3.args(["-e", "-q", "-9", "-S", "lzma", "-B", "134217728"]);
+        if n > 0 {
+            xdelta3.arg("-s").arg(&before);
+        }
+        quiet(xdelta3.arg(&now).arg(dir.join("xdelta3").join(n.to_string())))?;
+    }
     Ok(fs::rename(now, before)?)
+}
+
+/// As `diffkeeper gc --recompact`.
+fn recompact(dir: &Path) -> Result<()> {
+    let store = Store::open(dir, Hash::Blake3)?;
+    for state in store.states()? {
+        store.recompact(&state, |_| {})?;
+    }
+    store.gc(Thorough::Worthwhile, false, |_| {})?;
+    let verified = store.verify(100, |_| {})?;
+    ensure!(verified.problems.is_empty(), "{:?}", verified.problems);
+    Ok(())
 }
 
 fn sizes(work: &Path, name: &str, make: Make) -> Result<Vec<Figure>> {
     let dir = work.join(name.replace(' ', "-"));
     let tree = dir.join("tree");
-    for dir in [&tree, &dir.join("patches")] {
-        fs::create_dir_all(dir)?;
+    fs::create_dir_all(&tree)?;
+    for patches in PATCHES {
+        fs::create_dir_all(dir.join(patches))?;
     }
     for n in 0..VERSIONS {
         if !make(&tree, n)? {
@@ -204,24 +234,41 @@ fn sizes(work: &Path, name: &str, make: Make) -> Result<Vec<Figure>> {
         }
         patch(&dir, &tree, n)?;
     }
-    let ours = ours_bytes(&dir.join("store"))?;
+    let after = ours_bytes(&dir.join("store"))?;
+    recompact(&dir.join("store"))?;
+    let idle = ours_bytes(&dir.join("store"))?;
     let (restic, borg) = (
         bytes(&Peer::Restic.repository(&dir))?,
         bytes(&Peer::Borg.repository(&dir))?,
     );
-    let patches = bytes(&dir.join("patches"))?;
-    println!("{name}: {ours:.2} MB, restic {restic:.2}, borg {borg:.2}, patches {patches:.2}");
+    let mut patches = Vec::new();
+    for program in PATCHES.into_iter().filter(|program| is_there(program)) {
+        patches.push((bytes(&dir.join(program))?, program));
+    }
+    let best = patches.iter().copied().min_by(|a, b| a.0.total_cmp(&b.0));
+    let (best, maker) = best.context("a maker of patches")?;
+    println!(
+        "{name}: {after:.2} MB, recompacted {idle:.2}, restic {restic:.2}, borg {borg:.2}, patches {patches:.2?}"
+    );
     fs::remove_dir_all(&dir)?;
     let beside = |peer: f64, name_of: &'static str, most: f64| {
-        figure(name, "MB", &[ours], &[peer], name_of, &Bar::AtMost(most))
+        figure(name, "MB", &[idle], &[peer], name_of, &Bar::AtMost(most))
     };
     // A third of the better one, wherever that can be had.
     let dedup = restic.min(borg);
-    let bar = if patches < dedup / 3.0 { 0.333 } else { 1.0 };
+    let bar = if best < dedup / 3.0 { 0.333 } else { 1.0 };
     Ok(vec![
         beside(restic, "restic", if restic <= borg { bar } else { 1.0 }),
         beside(borg, "borg", if borg < restic { bar } else { 1.0 }),
-        beside(patches, "zstd -19 --patch-from", 1.1),
+        beside(best, maker, 1.1),
+        figure(
+            name,
+            "MB",
+            &[after],
+            &[idle],
+            "itself, recompacted",
+            &Bar::AtMost(1.5),
+        ),
     ])
 }
 
@@ -242,7 +289,7 @@ fn main() -> Result<()> {
     }
     bench::report(
         "sizes",
-        &format!("{VERSIONS} versions, megabytes right after the last"),
+        &format!("{VERSIONS} versions, megabytes after recompaction"),
         &figures,
     )
 }

@@ -20,16 +20,17 @@ static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
 pub const VARIABLE: &str = "DIFFKEEPER_FAULT";
 
 /// Every point, for whoever goes through all of them.
-pub const POINTS: [&str; 8] = [
+pub const POINTS: [&str; 6] = [
     "packs-before-sync",
     "packs-synced",
     "batch-written",
     "gc-copied",
     "gc-switched",
     "gc-removed",
-    "recompact-written",
-    "recompact-switched",
 ];
+
+/// And those of a recompaction.
+pub const RECOMPACT: [&str; 2] = ["recompact-written", "recompact-switched"];
 
 /// And those of a migration.
 pub const MIGRATION: [&str; 3] = ["migrate-flushed", "migrate-counted", "migrate-renamed"];

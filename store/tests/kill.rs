@@ -110,13 +110,54 @@ fn work(dir: &Path, seed: u64) {
             1 => {
                 store.gc(Thorough::Erase, false, |_| {}).unwrap();
             }
-            2 => {
-                let state = store.state(&name).unwrap().unwrap();
-                store.recompact(&state, |_| {}).unwrap();
-            }
             _ => {}
         }
     }
+    println!("done");
+}
+
+/// A file of which each version changes a little more.
+fn slowly(version: u64) -> Vec<u8> {
+    let mut bytes = alike(9);
+    bytes.resize(6_000, 7);
+    for n in 1..=version {
+        let begin = usize::try_from(n * 400 % 5_800).unwrap();
+        let changed = alike(1_000 + n).into_iter().chain(std::iter::repeat(0));
+        for (to, from) in bytes.iter_mut().skip(begin).take(200).zip(changed) {
+            *to = from;
+        }
+    }
+    bytes
+}
+
+/// Commits versions that change slowly, where there are none, and recompacts them.
+fn recompact(dir: &Path) {
+    let store = Store::open(dir, Hash::Blake3).unwrap();
+    let mut state = store.make_state("slow", "domain").unwrap();
+    let mut before: Option<Entry> = None;
+    for version in state.head.map_or(0, |(_, n)| n) + 1..=14 {
+        let session = store.session(state.domain);
+        let bytes = slowly(version);
+        let mut entry = Entry {
+            key: path(0),
+            kind: Kind::File as i32,
+            ..Entry::default()
+        };
+        let content = session.content(bytes.as_slice(), bytes.len() as u64, before.as_ref(), "content");
+        content.unwrap().set(&mut entry);
+        let top = session.tree(None, [(path(0), Some(entry.clone()))]).unwrap();
+        let commit = Commit {
+            tree: top.id.0.to_vec(),
+            entries: top.entries,
+            ..Commit::default()
+        };
+        session.commit(&state, commit, |_| {}).unwrap();
+        before = Some(entry);
+        state = store.state("slow").unwrap().unwrap();
+    }
+    println!("open");
+    let done = store.recompact(&state, |_| {}).unwrap();
+    assert_eq!(done.chunks, 14);
     println!("done");
 }
 
@@ -126,10 +167,13 @@ fn child() {
     let (Some(dir), Ok(seed)) = (std::env::var_os(CHILD), std::env::var(SEED)) else {
         return;
     };
-    work(Path::new(&dir), seed.parse().unwrap());
+    match seed.as_str() {
+        "recompact" => recompact(Path::new(&dir)),
+        seed => work(Path::new(&dir), seed.parse().unwrap()),
+    }
 }
 
-fn spawn(dir: &Path, seed: u64, fault: Option<&str>) -> Child {
+fn spawn(dir: &Path, seed: impl ToString, fault: Option<&str>) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["child", "--exact", "--nocapture", "--test-threads=1"])
@@ -226,6 +270,37 @@ fn at_every_point() {
             let (more, killed) = listen(spawn(dir.path(), 8, None), None);
             assert!(!killed);
             check(dir.path(), &[reported, more].concat(), &told);
+        }
+    }
+}
+
+#[test]
+fn while_it_stores_in_fewer_bytes() {
+    for point in fault::RECOMPACT {
+        let dir = tempfile::tempdir().unwrap();
+        for fault in [Some(point), None] {
+            let (_, killed) = listen(spawn(dir.path(), "recompact", fault), None);
+            assert_eq!(killed, fault.is_some(), "{point}");
+            let store = Store::open(dir.path(), Hash::Blake3).unwrap();
+            assert_eq!(store.verify(100, |_| {}).unwrap().problems, [], "{point}");
+            let state = store.state("slow").unwrap().unwrap();
+            // What was not finished is begun again.
+            let left = if killed { 14 } else { 0 };
+            assert_eq!(store.uncompacted(&state).unwrap(), left, "{point}");
+            let mut versions = 0;
+            let each = |recorded: store::Recorded| {
+                versions += 1;
+                let tree = recorded.commit.tree_id()?;
+                let entry = store.entry(state.domain, tree, &path(0))?.unwrap();
+                let expected = slowly(recorded.commit.sequence);
+                store.read(state.domain, &entry, |_, found| {
+                    assert!(found == store::content::Stretch::Bytes(&expected), "{point}");
+                    Ok(())
+                })?;
+                Ok(std::ops::ControlFlow::Continue(()))
+            };
+            store.log(&state, u64::MAX, each).unwrap();
+            assert_eq!(versions, 14);
         }
     }
 }
