@@ -182,7 +182,7 @@ fn each_part_of_a_file_is_told() {
         ("prefix", 1, Some(below.id))
     );
     assert!(chunk.bytes < 200 && below.bytes > 1_000);
-    assert_eq!(parts(&second, above.at), [above.clone()]);
+    assert_eq!(parts(&second, above.at), std::slice::from_ref(above));
 }
 
 /// What another state has come to stand on does not come to stand as high.
