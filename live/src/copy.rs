@@ -217,6 +217,21 @@ fn shared(from: &File, to: &File, shares: &AtomicBool) -> bool {
     done.is_ok()
 }
 
+/// Makes what is neither a file nor a directory once more.
+pub(crate) fn special(
+    from: (&OwnedFd, &OsStr),
+    to: (&OwnedFd, &OsStr),
+    stat: &FileStat,
+    kind: SFlag,
+) -> io::Result<()> {
+    if kind == SFlag::S_IFLNK {
+        symlinkat(readlinkat(from.0, from.1)?.as_os_str(), to.0, to.1)?;
+    } else {
+        mknodat(to.0, to.1, kind, Mode::S_IRUSR | Mode::S_IWUSR, stat.st_rdev)?;
+    }
+    attributes(to.0, to.1, stat)
+}
+
 /// Owner, mode and times. The owner first: changing it takes set-id bits away.
 fn attributes(dir: &OwnedFd, name: &OsStr, stat: &FileStat) -> io::Result<()> {
     let link = stat.st_mode & libc::S_IFMT == libc::S_IFLNK;
@@ -366,13 +381,8 @@ impl<'scope> Walk<'scope, '_> {
             }
             // Its other names are to find it.
             SFlag::S_IFREG => dir.file(name, &self.job.shares, &mut self.buffer)?,
-            SFlag::S_IFLNK => {
-                symlinkat(readlinkat(&dir.from, name)?.as_os_str(), &dir.to, name)?;
-                attributes(&dir.to, name, &stat)?;
-            }
-            SFlag::S_IFIFO | SFlag::S_IFCHR | SFlag::S_IFBLK => {
-                mknodat(&dir.to, name, kind, Mode::S_IRUSR | Mode::S_IWUSR, stat.st_rdev)?;
-                attributes(&dir.to, name, &stat)?;
+            SFlag::S_IFLNK | SFlag::S_IFIFO | SFlag::S_IFCHR | SFlag::S_IFBLK => {
+                special((&dir.from, name), (&dir.to, name), &stat, kind)?;
             }
             // A socket is nothing without who listens.
             _ => return Ok(Found::Copied),

@@ -11,6 +11,7 @@ mod lease;
 mod limit;
 mod placeholder;
 mod probe;
+mod project;
 mod reclaim;
 mod root;
 mod state;

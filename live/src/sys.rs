@@ -447,29 +447,41 @@ fn fsxattr(file: &File) -> io::Result<Fsxattr> {
     Ok(found)
 }
 
-/// The project that an open directory belongs to; 0 for none.
+/// What a file belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Project {
+    /// Its number; 0 for none.
+    pub number: u32,
+    /// What is made in the directory from now on belongs to it, too.
+    pub handed_down: bool,
+}
+
+/// The project that an open file or directory belongs to.
 ///
 /// # Errors
 /// As ioctl(2): ENOTTY or EOPNOTSUPP where its file system has no projects.
-pub fn project(dir: &File) -> io::Result<u32> {
-    Ok(fsxattr(dir)?.project)
+pub fn project(file: &File) -> io::Result<Project> {
+    let found = fsxattr(file)?;
+    Ok(Project {
+        number: found.project,
+        handed_down: found.flags & FS_XFLAG_PROJINHERIT != 0,
+    })
 }
 
-/// Puts an open directory, and what is made in it from now on, into a project.
+/// Puts an open file or directory into a project, and if it is to be handed down what is made in it from now on.
 ///
 /// # Errors
 /// As ioctl(2).
-pub fn set_project(dir: &File, project: u32) -> io::Result<()> {
+pub fn set_project(file: &File, project: u32, hand_down: bool) -> io::Result<()> {
+    let found = fsxattr(file)?;
+    let inherit = if hand_down { FS_XFLAG_PROJINHERIT } else { 0 };
     let wanted = Fsxattr {
         project,
-        ..fsxattr(dir)?
-    };
-    let wanted = Fsxattr {
-        flags: wanted.flags | FS_XFLAG_PROJINHERIT,
-        ..wanted
+        flags: found.flags | inherit,
+        ..found
     };
     // SAFETY: the kernel reads one such struct.
-    if unsafe { libc::ioctl(dir.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const wanted) } < 0 {
+    if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const wanted) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

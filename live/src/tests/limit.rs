@@ -1,9 +1,16 @@
 //! Size limits, on real file systems with project quota.
 
-use std::{fs::File, io::Write, process::Command};
+use std::{
+    fs::File,
+    io::Write,
+    os::unix::fs::{MetadataExt, symlink},
+    process::Command,
+};
+
+use nix::sys::stat::{Mode, SFlag, mknod};
 
 use super::*;
-use crate::{Limited, Quota, sys};
+use crate::{Limited, Quota, sys, tree};
 
 const MIB: u64 = 1 << 20;
 
@@ -83,9 +90,13 @@ fn fill(file: &Path, most: u64) -> (u64, Option<i32>) {
 
 /// Through an overlay, as a container does: whoever mounted it may exceed limits, what writes through it may not.
 fn overlay(disk: &Disk, state: &State) -> Mounted {
+    overlay_on(disk, state, &disk.bench.scratch("lower"))
+}
+
+fn overlay_on(disk: &Disk, state: &State, lower: &Path) -> Mounted {
     // As a container takes its state.
     state.limit(state.wanted_limit()).unwrap();
-    let mounted = disk.bench.mounted(state, &disk.bench.scratch("lower"), "merged");
+    let mounted = disk.bench.mounted(state, lower, "merged");
     state.enforce_limit().unwrap();
     mounted
 }
@@ -141,10 +152,10 @@ fn a_tree_that_takes_anothers_place_has_its_limit() {
         let Some(disk) = Disk::new("a_tree_that_takes_anothers_place_has_its_limit", mkfs) else {
             continue;
         };
-        // Begun without: files of no project cannot be renamed into one.
+        // Begun without: the limit is wanted before a container takes it.
         let state = disk.bench.prepared("ctr/default/web");
         std::fs::write(state.upper().join("old"), vec![1; 1 << 20]).unwrap();
-        assert_eq!(state.limit(Some(16 * MIB)).unwrap(), Limited::Later);
+        state.want_limit(Some(16 * MIB)).unwrap();
         assert_eq!(disk.quota("ctr/default/web").unwrap().used, None);
         for round in 0..3 {
             let fresh = state.begin_restore(b"note").unwrap();
@@ -179,6 +190,119 @@ fn a_tree_that_takes_anothers_place_has_its_limit() {
     }
 }
 
+/// What a container's tree may hold, in an upper on `lower`.
+fn varied(state: &State, lower: &Path) {
+    let upper = state.upper();
+    for n in 0..3 {
+        std::fs::create_dir_all(upper.join(format!("d{n}/deep/er"))).unwrap();
+        std::fs::write(upper.join(format!("d{n}/deep/f")), vec![n; 1 << 20]).unwrap();
+        std::fs::write(lower.join(format!("gone{n}")), b"image's").unwrap();
+        let white = |path: &Path| mknod(path, SFlag::S_IFCHR, Mode::empty(), 0);
+        match n {
+            0 => white(&upper.join("gone0")).unwrap(),
+            // As overlayfs does it: one inode for many.
+            _ => std::fs::hard_link(upper.join("gone0"), upper.join(format!("gone{n}"))).unwrap(),
+        }
+    }
+    std::fs::hard_link(upper.join("d0/deep/f"), upper.join("d1/hard")).unwrap();
+    symlink("/etc/passwd", upper.join("d0/link")).unwrap();
+    std::os::unix::fs::lchown(upper.join("d0/link"), Some(12), Some(34)).unwrap();
+    nix::unistd::mkfifo(&upper.join("d0/fifo"), Mode::S_IRWXU).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(upper.join("d0/socket")).unwrap());
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(981_173_106);
+    for dir in ["d0/deep/er", "d0/deep", "d0", "."] {
+        File::open(upper.join(dir)).unwrap().set_modified(old).unwrap();
+    }
+}
+
+/// All of a tree, as a person would list it, with what does not move when it is put into a project.
+fn listed(top: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut todo = vec![top.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            let m = path.symlink_metadata().unwrap();
+            let link = std::fs::read_link(&path).unwrap_or_default();
+            let facts = (m.mode(), m.uid(), m.gid(), m.rdev(), m.nlink(), m.mtime());
+            let size = if m.is_file() { m.len() } else { 0 };
+            found.push(format!("{} {facts:?} {size} {link:?}", path.display()));
+            if m.is_dir() {
+                todo.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_tree_that_was_begun_without_a_limit_is_put_into_one() {
+    for mkfs in KINDS {
+        let Some(disk) = Disk::new("a_tree_that_was_begun_without_a_limit_is_put_into_one", mkfs) else {
+            continue;
+        };
+        let state = disk.bench.prepared("ctr/default/web");
+        let lower = disk.bench.scratch("lower");
+        varied(&state, &lower);
+        let before = listed(&state.upper());
+        // There was no time for it, in two lives: what was begun is in nobody's way.
+        let roots = state.dir().join("roots");
+        for _ in 0..2 {
+            let scratch = state.dir().join("taking-in");
+            let number = 0x4446_0001;
+            let now = std::time::Instant::now();
+            assert!(!crate::project::take_in(&roots, &scratch, number, now).unwrap());
+            let one = File::open(state.upper().join("d1")).unwrap();
+            sys::set_project(&one, number, false).unwrap();
+            let mounted = disk.bench.mounted(&state, &lower, "merged");
+            std::fs::write(mounted.0.join("new"), b"x").unwrap();
+            std::fs::rename(mounted.0.join("new"), mounted.0.join("d1/new")).unwrap();
+            std::fs::rename(mounted.0.join("d0/deep/f"), mounted.0.join("d1/f")).unwrap();
+            std::fs::rename(mounted.0.join("d1/f"), mounted.0.join("d0/deep/f")).unwrap();
+            std::fs::remove_file(mounted.0.join("d1/new")).unwrap();
+        }
+        let middle = listed(&state.upper());
+        assert_eq!(middle.len(), before.len());
+
+        assert_eq!(state.limit(Some(16 * MIB)).unwrap(), Limited::Held);
+        assert_eq!(listed(&state.upper()), middle);
+        assert!(!state.dir().join("taking-in").exists());
+        {
+            let mounted = overlay_on(&disk, &state, &lower);
+            let at = |path: &str| mounted.0.join(path);
+            // All that goes from one directory to another, the specials, too.
+            for (from, to) in [("d0/deep/f", "d1/f"), ("d0/link", "link"), ("d0/fifo", "d2/fifo")] {
+                std::fs::rename(at(from), at(to)).unwrap();
+            }
+            std::fs::hard_link(at("d1/f"), at("d2/another")).unwrap();
+            // What the image had is removed, and comes back.
+            for n in 0..3 {
+                let gone = at(&format!("gone{n}"));
+                assert!(!gone.exists());
+                std::fs::write(&gone, b"the container's").unwrap();
+                std::fs::remove_file(&gone).unwrap();
+                std::fs::create_dir(&gone).unwrap();
+            }
+            let (done, error) = fill(&at("d2/deep/er/f"), 24 * MIB);
+            assert!((10 * MIB..=13 * MIB).contains(&done) && error.is_some(), "{done}");
+        }
+        // As often as one wants.
+        assert_eq!(state.limit(Some(16 * MIB)).unwrap(), Limited::Held);
+
+        // Deeper than is gone into: it starts all the same, and that is told.
+        let deep = disk.bench.prepared("ctr/default/deep");
+        let mut at = tree::open_dir(&deep.upper()).unwrap();
+        for _ in 0..500 {
+            nix::sys::stat::mkdirat(&at, "d", Mode::S_IRWXU).unwrap();
+            at = nix::fcntl::openat(&at, "d", tree::DIR, Mode::empty()).unwrap();
+        }
+        assert!(matches!(deep.limit(Some(MIB)).unwrap(), Limited::Later(why) if why.contains("too long")));
+        assert_eq!(disk.quota("ctr/default/deep").unwrap().used, None);
+        let _mounted = overlay(&disk, &deep);
+    }
+}
+
 #[test]
 fn projects_are_never_given_twice_and_others_are_left_alone() {
     for mkfs in KINDS {
@@ -191,7 +315,7 @@ fn projects_are_never_given_twice_and_others_are_left_alone() {
             let state = disk.bench.state(&format!("ctr/default/s{n}"));
             assert_eq!(state.limit(Some(MIB)).unwrap(), Limited::Held);
             let roots = File::open(state.dir().join("roots")).unwrap();
-            assert!(projects.insert(sys::project(&roots).unwrap()), "{n}");
+            assert!(projects.insert(sys::project(&roots).unwrap().number), "{n}");
             if n == 5 {
                 // The list is lost: those that are in use are seen by their quota.
                 std::fs::remove_file(disk.at.join("node/next-project")).unwrap();
@@ -200,11 +324,11 @@ fn projects_are_never_given_twice_and_others_are_left_alone() {
         let theirs = disk.at.join("node/live/ctr/default/theirs/roots");
         std::fs::create_dir_all(&theirs).unwrap();
         let open = File::open(&theirs).unwrap();
-        sys::set_project(&open, 77).unwrap();
+        sys::set_project(&open, 77, true).unwrap();
         let state = node.state(&"ctr/default/theirs".parse().unwrap());
         assert_eq!(state.limit(Some(MIB)).unwrap(), Limited::Unable);
         assert_eq!(state.limit(None).unwrap(), Limited::Not);
-        assert_eq!(sys::project(&open).unwrap(), 77);
+        assert_eq!(sys::project(&open).unwrap().number, 77);
     }
 }
 

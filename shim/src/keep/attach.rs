@@ -116,8 +116,11 @@ impl Attach {
             Ok((state, lease, free))
         })
         .await?;
+        let limit = self.size_limit();
         let restored = async {
             free?;
+            // What the keeper makes is held to it from its first byte on.
+            state.want_limit(limit)?;
             if let Some((source, version)) = from {
                 self.keeper.fork(&source, &version, &self.name).await?;
                 if state.restore_wanted() {
@@ -258,12 +261,16 @@ impl Attach {
     }
 
     /// What the container says is the less, or nothing: who starts it may not be who owns the disk.
-    fn limit(&self, state: &State) -> Result<()> {
+    fn size_limit(&self) -> Option<u64> {
         let limits = [self.annotations.size_limit, self.config.size_limit];
-        match state.limit(limits.into_iter().flatten().min())? {
+        limits.into_iter().flatten().min()
+    }
+
+    fn limit(&self, state: &State) -> Result<()> {
+        match state.limit(self.size_limit())? {
             Limited::Not | Limited::Held => {}
-            Limited::Later => {
-                tracing::warn!(state = %self.name, "its live tree was begun without a size limit, and has none until it is restored: diffkeeper restore {0}@head {0}", self.name);
+            Limited::Later(why) => {
+                tracing::warn!(state = %self.name, why, "its live tree was begun without a size limit, and has none yet: its next start goes on with that, a restore makes it anew: diffkeeper restore {}@head", self.name);
             }
             Limited::Unable if self.config.require_quota => {
                 return Err(Error::FailedPrecondition(format!(
