@@ -1,6 +1,7 @@
 //! `diffkeeper states`, `rm` and `prune`.
 
 use std::{
+    collections::BTreeSet,
     io::{IsTerminal, Write},
     process::ExitCode,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -127,8 +128,31 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
             ],
             &rows,
         );
+        print_totals(config, &node)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the namespaces take that may take so much.
+fn print_totals(config: &Config, node: &Node) -> Result<()> {
+    let states = node.states()?;
+    let namespaces: BTreeSet<&str> = states.iter().map(|info| info.name.namespace()).collect();
+    for namespace in namespaces {
+        if let Some(limit) = config.total_limit_of(namespace) {
+            let taken = node.total(namespace, None)?.bytes;
+            println!(
+                "namespace {namespace}: {} of {}{}",
+                table::bytes(taken),
+                table::bytes(limit),
+                if taken >= limit {
+                    ", no new state begins in it"
+                } else {
+                    ""
+                }
+            );
+        }
+    }
+    Ok(())
 }
 
 /// What a live tree takes, and may take.

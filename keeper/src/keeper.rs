@@ -44,6 +44,7 @@ pub struct Keeper {
     node: Node,
     store: Store,
     history: History,
+    config: Config,
     node_name: String,
     boot: String,
     /// One thing at a time for each state.
@@ -84,6 +85,7 @@ impl Keeper {
             node,
             store,
             history: config.history.clone(),
+            config: config.clone(),
             node_name: name.to_string_lossy().into_owned(),
             boot: boot.trim().to_owned(),
             busy: Mutex::default(),
@@ -136,6 +138,11 @@ impl Keeper {
     #[must_use]
     pub fn settings(&self) -> &History {
         &self.history
+    }
+
+    /// What the live trees of a namespace may take together.
+    pub(crate) fn total_limit(&self, namespace: &str) -> Option<u64> {
+        self.config.total_limit_of(namespace)
     }
 
     pub(crate) fn turn(&self, state: &str) -> Arc<Mutex<()>> {

@@ -24,6 +24,7 @@ pub mod service;
 mod still;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod tree;
 pub mod watch;
 pub mod watcher;

@@ -68,6 +68,8 @@ struct Inner {
     recompacted_saved: u64,
     /// By why: commits that are not of the consistency that they might be of.
     doubts: BTreeMap<String, u64>,
+    /// By namespace that may take so much: what its live trees take, and may.
+    totals: BTreeMap<String, (u64, u64)>,
     /// By state: when it was last recorded, nanoseconds since 1970.
     last: BTreeMap<String, i64>,
 }
@@ -104,6 +106,10 @@ impl Counts {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         inner.recompacted += done.written;
         inner.recompacted_saved += done.before.saturating_sub(done.after);
+    }
+
+    pub(crate) fn totalled(&self, totals: BTreeMap<String, (u64, u64)>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).totals = totals;
     }
 
     pub(crate) fn reclaimed(&self, trees: u64, histories: u64) {
@@ -239,6 +245,23 @@ impl Keeper {
         text.push_str("# HELP diffkeeper_doubtful_commit_total Commits that are not of the consistency that they might be of.\n# TYPE diffkeeper_doubtful_commit_total counter\n");
         for (why, count) in inner.doubts {
             let _ = writeln!(text, "diffkeeper_doubtful_commit_total{{why=\"{why}\"}} {count}");
+        }
+        for (name, help, value) in [
+            (
+                "diffkeeper_namespace_bytes",
+                "What the live trees of a namespace with a total-limit take, an hour ago at most.",
+                (|total| total.0) as fn(&(u64, u64)) -> u64,
+            ),
+            (
+                "diffkeeper_namespace_limit_bytes",
+                "What they may take.",
+                |total| total.1,
+            ),
+        ] {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+            for (namespace, total) in &inner.totals {
+                let _ = writeln!(text, "{name}{{namespace=\"{namespace}\"}} {}", value(total));
+            }
         }
         let now = crate::keeper::now();
         text.push_str("# HELP diffkeeper_last_commit_age_seconds Since a state's last commit.\n# TYPE diffkeeper_last_commit_age_seconds gauge\n");

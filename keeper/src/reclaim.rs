@@ -200,6 +200,8 @@ impl Keeper {
 #[derive(Debug, Default)]
 pub struct Schedule {
     news: Mutex<News>,
+    /// When the namespaces were looked at.
+    counted: Mutex<Option<Instant>>,
     woken: Condvar,
 }
 
@@ -260,9 +262,20 @@ impl Schedule {
         }
     }
 
+    /// What the namespaces take, not at every start that wakes us.
+    fn count(&self, keeper: &Keeper) -> Result<()> {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted.is_some_and(|at: Instant| at.elapsed() < PATIENCE) {
+            return Ok(());
+        }
+        *counted = Some(Instant::now());
+        keeper.count_totals()
+    }
+
     /// Answers with how long nothing is to be done then.
     fn once(&self, keeper: &Keeper) -> Result<Option<Duration>> {
         let now = SystemTime::now();
+        self.count(keeper)?;
         let done = keeper.reclaim(now, PATIENCE, false, &Progress::default())?;
         let mut forgotten = false;
         let mut kept = false;

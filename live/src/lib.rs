@@ -19,6 +19,7 @@ mod survivor;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod total;
 mod tree;
 
 pub use copy::copy_tree;
@@ -33,3 +34,4 @@ pub use reclaim::{Size, StateInfo};
 pub use root::{Root, RootDir, look_inside};
 pub use state::{Ending, Image, Life, Policy, Record, State};
 pub use survivor::Evicted;
+pub use total::Total;

@@ -8,6 +8,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Component, Path},
+    time::Instant,
 };
 
 use nix::{
@@ -124,8 +125,13 @@ fn remove(dir: &OwnedFd, name: &CStr, top: &OwnedFd, depth: usize, count: &mut u
 
 /// What a tree takes on the disk. What vanishes meanwhile does not count.
 pub(crate) fn size(path: &Path) -> Result<Size> {
+    Ok(size_until(path, None)?.unwrap_or_default())
+}
+
+/// The same; none where it is not told in time.
+pub(crate) fn size_until(path: &Path, until: Option<Instant>) -> Result<Option<Size>> {
     let root = match open(path, DIR, Mode::empty()) {
-        Err(Errno::ENOENT) => return Ok(Size::default()),
+        Err(Errno::ENOENT) => return Ok(Some(Size::default())),
         opened => opened.on("open", path)?,
     };
     let mut size = Size::default();
@@ -136,6 +142,9 @@ pub(crate) fn size(path: &Path) -> Result<Size> {
     };
     let mut stack = vec![level(root).on("read", path)?];
     loop {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Ok(None);
+        }
         let depth = stack.len();
         let Some((here, entries)) = stack.last_mut() else {
             break;
@@ -168,5 +177,5 @@ pub(crate) fn size(path: &Path) -> Result<Size> {
             stack.push(below);
         }
     }
-    Ok(size)
+    Ok(Some(size))
 }

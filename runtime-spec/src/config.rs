@@ -54,6 +54,8 @@ pub struct Config {
     pub cri_namespaces: Vec<String>,
     /// What a state's live tree may take, in bytes.
     pub size_limit: Option<u64>,
+    /// What the live trees of a namespace may take together, in bytes, for a new state to begin in it.
+    pub total_limit: Option<u64>,
     /// A container whose limit the disk cannot hold does not start.
     pub require_quota: bool,
     /// When a state whose name nobody chose is forgotten.
@@ -190,6 +192,8 @@ pub struct Namespace {
     pub on_image_change: Option<OnImageChange>,
     /// As [`Config::size_limit`]; none in it where there is to be none.
     pub size_limit: Option<Option<u64>>,
+    /// As [`Config::total_limit`]; none in it where there is to be none.
+    pub total_limit: Option<Option<u64>>,
 }
 
 impl Default for Config {
@@ -205,6 +209,7 @@ impl Default for Config {
             lease_wait_cri: Duration::from_secs(10),
             cri_namespaces: vec!["k8s.io".into()],
             size_limit: None,
+            total_limit: None,
             require_quota: false,
             reclaim_unchosen: Reclaim::After(Duration::from_secs(7 * 86_400)),
             reclaim_chosen: Reclaim::Keep,
@@ -244,6 +249,7 @@ impl Config {
                 "lease-wait" => config.lease_wait = at.duration(value)?,
                 "lease-wait-cri" => config.lease_wait_cri = at.duration(value)?,
                 "size-limit" => config.size_limit = at.size(value)?,
+                "total-limit" => config.total_limit = at.size(value)?,
                 "without-quota" => {
                     config.require_quota = match at.string(value)? {
                         "warn" => false,
@@ -288,7 +294,7 @@ impl Config {
                 }
                 _ => {
                     return Err(at.unknown(
-                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, size-limit, without-quota, keeper, start-keeper, [history] interval, max-pause, store, share, hash, log, metrics, retention, watcher, signing-key, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change, size-limit",
+                        "root, runtime, allow-env-state, paths, exclude, on-image-change, lease-wait, lease-wait-cri, cri-namespaces, size-limit, total-limit, without-quota, keeper, start-keeper, [history] interval, max-pause, store, share, hash, log, metrics, retention, watcher, signing-key, [reclaim] unchosen, chosen, [namespaces.NAME] paths, exclude, on-image-change, size-limit, total-limit",
                     ));
                 }
             }
@@ -383,7 +389,8 @@ impl Namespace {
                 "exclude" => namespace.exclude = Some(at.paths(value)?),
                 "on-image-change" => namespace.on_image_change = Some(at.image_change(value)?),
                 "size-limit" => namespace.size_limit = Some(at.size(value)?),
-                _ => return Err(at.unknown("paths, exclude, on-image-change, size-limit")),
+                "total-limit" => namespace.total_limit = Some(at.size(value)?),
+                _ => return Err(at.unknown("paths, exclude, on-image-change, size-limit, total-limit")),
             }
         }
         Ok(namespace)
@@ -399,8 +406,16 @@ impl Config {
             self.exclude = own.exclude.unwrap_or(self.exclude);
             self.on_image_change = own.on_image_change.unwrap_or(self.on_image_change);
             self.size_limit = own.size_limit.unwrap_or(self.size_limit);
+            self.total_limit = own.total_limit.unwrap_or(self.total_limit);
         }
         self
+    }
+
+    /// What the live trees of a namespace may take together.
+    #[must_use]
+    pub fn total_limit_of(&self, namespace: &str) -> Option<u64> {
+        let own = self.namespaces.get(namespace);
+        own.and_then(|own| own.total_limit).unwrap_or(self.total_limit)
     }
 }
 
@@ -546,6 +561,7 @@ mod tests {
             "lease-wait-cri",
             "cri-namespaces",
             "size-limit",
+            "total-limit",
             "without-quota",
             "unchosen",
             "chosen",
@@ -639,6 +655,7 @@ mod tests {
     #[test]
     fn a_namespace_may_have_a_limit_of_its_own_or_none() {
         let text = "size-limit = \"1GiB\"\n[namespaces.a]\nsize-limit = \"2Gi\"\n[namespaces.b]\nsize-limit = \"none\"";
+        let totals = text.replace("size-limit", "total-limit");
         let config = Config::parse(text).unwrap();
         for (namespace, limit) in [("a", Some(2 << 30)), ("b", None), ("c", Some(1 << 30))] {
             assert_eq!(
@@ -646,6 +663,9 @@ mod tests {
                 limit,
                 "{namespace}"
             );
+            let config = Config::parse(&totals).unwrap();
+            assert_eq!(config.total_limit_of(namespace), limit);
+            assert_eq!(config.in_namespace(namespace).total_limit, limit);
         }
     }
 

@@ -41,6 +41,9 @@ use crate::{
 /// How often a held lease is looked at again.
 const LEASE_POLL: Duration = Duration::from_millis(50);
 
+/// How long a start may take to find out what its namespace takes.
+const COUNT_LIMIT: Duration = Duration::from_secs(2);
+
 /// Everything that an attach needs to know.
 pub(super) struct Attach {
     pub(super) name: StateName,
@@ -63,6 +66,8 @@ pub(super) struct Attach {
 
 impl Attach {
     pub(super) async fn run(self) -> Result<Kept> {
+        // Before the lease: who is refused leaves nothing behind.
+        self.room().await?;
         let (state, lease) = self.lease().await?;
         let (state, mut lease, restored) = self.restore(state, lease).await?;
         let digest = self.digest(&state).await;
@@ -95,6 +100,37 @@ impl Attach {
         kept.learning = inquiry.and_then(|inquiry| Learning::begin(&kept.state, inquiry));
         kept.note(What::ATTACHED);
         Ok(kept)
+    }
+
+    /// Whether the namespace has room for a state that is not there yet. One that is there starts, whatever its neighbours
+    /// take.
+    async fn room(&self) -> Result<()> {
+        let Some(limit) = self.config.total_limit else {
+            return Ok(());
+        };
+        let (root, name) = (self.config.root.clone(), self.name.clone());
+        blocking(move || {
+            let node = Node::open(&root)?;
+            if node.state(&name).exists() {
+                return Ok(());
+            }
+            let total = node.total(name.namespace(), Some(Instant::now() + COUNT_LIMIT))?;
+            if total.bytes >= limit {
+                let most: Vec<&str> = total.states.iter().map(|(state, _)| state.as_str()).take(3).collect();
+                return Err(Error::FailedPrecondition(format!(
+                    "no new state begins in the namespace {}: its live trees take {} MiB, and total-limit is {} MiB. Remove what nobody needs (diffkeeper states, diffkeeper rm; most is in {}), or raise total-limit",
+                    name.namespace(),
+                    total.bytes >> 20,
+                    limit >> 20,
+                    most.join(", ")
+                )));
+            }
+            if total.more {
+                tracing::warn!(state = %name, "there was no time to look at all of its namespace: whether total-limit is reached is not known");
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// What a new state begins with, and where a restore is asked for, by the annotation or by a person: the keeper does
