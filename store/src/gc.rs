@@ -86,7 +86,7 @@ impl Store {
     ) -> Result<()> {
         {
             // Whoever adds objects now is waited for: from here on all that is touched is noted.
-            let _nobody = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            let _nobody = self.alone();
             if !dry {
                 self.close_packs(domain)?;
             }
@@ -248,7 +248,7 @@ impl Store {
 
     /// Replaces one pack by what is needed of it.
     fn replace(&self, domain: u32, number: u32, reached: &Reached, sum: &mut Collected) -> Result<()> {
-        let _nobody = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let _nobody = self.alone();
         let dir = self.packs_dir();
         let path = pack::path(&dir, number);
         let rows = self.catalog.packs()?;

@@ -8,13 +8,7 @@
 mod find;
 mod run;
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    os::unix::fs::MetadataExt,
-    path::Path,
-    sync::{PoisonError, RwLockWriteGuard},
-};
+use std::{collections::BTreeMap, fmt, os::unix::fs::MetadataExt, path::Path, sync::RwLockWriteGuard};
 
 use crate::{
     error::{Context, Error, Result},
@@ -84,7 +78,7 @@ impl Store {
     /// # Errors
     /// A failing disk, a catalog that cannot be read: [`crate::Rescue`] makes it anew.
     pub fn repair(&self) -> Result<Plan<'_>> {
-        let alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let alone = self.alone();
         // What is in memory may be damaged on the disk.
         self.bases.clear();
         let mut plan = Plan {

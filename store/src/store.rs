@@ -7,9 +7,11 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        TryLockError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use prost::Message;
@@ -32,6 +34,9 @@ use crate::{
 
 /// The format of stores that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 3;
+
+/// How long a session lets those pass who wait for all sessions to end.
+const COURTESY: Duration = Duration::from_millis(20);
 
 /// Nodes that are kept in memory, in bytes.
 const NODES: u64 = 16 << 20;
@@ -63,6 +68,8 @@ pub struct Store {
     pub(crate) bases: Bases,
     /// Held by whoever adds objects; taken whole by gc for the moment in which it removes some.
     pub(crate) gate: RwLock<()>,
+    /// How many wait for all sessions to end.
+    waiting: AtomicU64,
     /// Held by the one gc that there is at a time.
     pub(crate) collecting: Mutex<()>,
     /// How many wait for that to be theirs: a recompaction gives way to a gc.
@@ -193,6 +200,7 @@ impl Store {
             nodes: Cache::with_weighter(2048, NODES, Weight),
             bases: base::bases(),
             gate: RwLock::default(),
+            waiting: AtomicU64::new(0),
             collecting: Mutex::default(),
             awaited: AtomicU64::default(),
             spared: Mutex::default(),
@@ -393,6 +401,7 @@ impl Store {
     /// Begins to add objects of a domain.
     #[must_use]
     pub fn session(&self, domain: u32) -> Session<'_> {
+        self.let_pass();
         Session {
             store: self,
             domain,
@@ -400,6 +409,33 @@ impl Store {
             lost: locked(&self.writing).lost,
             written: AtomicU64::new(0),
         }
+    }
+
+    /// Keeps all sessions out, after those that there are. One of them may be a restore of hours: others begin beside it, or
+    /// within it, as if nobody waited here, but for a moment of courtesy.
+    pub(crate) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let alone = loop {
+            match self.gate.try_write() {
+                Ok(alone) => break alone,
+                Err(TryLockError::Poisoned(alone)) => break alone.into_inner(),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(COURTESY / 20),
+            }
+        };
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        alone
+    }
+
+    /// Lets somebody go first who waits for all sessions to end: those that follow each other closely leave no gap.
+    fn let_pass(&self) {
+        let since = Instant::now();
+        while self.is_waited_for() && since.elapsed() < COURTESY {
+            std::thread::sleep(COURTESY / 20);
+        }
+    }
+
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// As [`Store::session`], for whoever keeps all others out already.

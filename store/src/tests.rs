@@ -368,6 +368,35 @@ fn garbage_goes_and_nothing_else() {
     assert!(raw(in_marker));
 }
 
+/// A restore holds its session for as long as it takes, and begins others.
+#[test]
+fn a_gc_that_waits_for_a_session_holds_up_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let begin = |n| {
+        commit(&store, "s", |s| {
+            vec![put(write(s, "f", &noise(200_000, n), None))]
+        })
+    };
+    begin(0);
+    std::thread::scope(|scope| {
+        let long = store.session(known(&store, "s").domain);
+        let gc = scope.spawn(|| store.gc(Thorough::Erase, false, |_| {}).unwrap());
+        let since = std::time::Instant::now();
+        while !store.is_waited_for() {
+            assert!(since.elapsed().as_secs() < 60, "the gc does not wait");
+            std::thread::yield_now();
+        }
+        for n in 1..4 {
+            begin(n);
+        }
+        assert!(!gc.is_finished());
+        drop(long);
+        gc.join().unwrap();
+    });
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+}
+
 #[test]
 fn gc_beside_commits_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
