@@ -24,7 +24,7 @@ use store::{
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
 
 use crate::{
-    archive::Form,
+    archive::{Form, Importing},
     error::{Context, Error, Result},
     keeper::{Keeper, Restore, words},
     parts::{file, parts},
@@ -660,12 +660,13 @@ impl Api for Service {
         request: api::ImportRequest,
     ) -> ttrpc::Result<api::ImportResponse> {
         self.run_long(context, move |keeper, progress| {
-            let made = keeper.import(
-                &request.state,
-                Path::new(&request.from),
-                request.replace,
-                progress,
-            )?;
+            let volumes: Vec<PathBuf> = request.volumes.iter().map(PathBuf::from).collect();
+            let how = Importing {
+                from: Path::new(&request.from),
+                volumes: &volumes,
+                replace: request.replace,
+            };
+            let made = keeper.import(&request.state, &how, progress)?;
             Ok(api::ImportResponse {
                 commit: MessageField::some(commit(keeper, &made)?),
                 ..api::ImportResponse::default()

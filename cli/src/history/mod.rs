@@ -140,6 +140,10 @@ pub enum Command {
         state: String,
         /// The tar (plain, gzip or zstd) or the directory
         from: PathBuf,
+        /// What lies below this path of the container goes to a volume; several are allowed. Those that a replaced state has are
+        /// known
+        #[arg(long, value_name = "PATH")]
+        volume: Vec<String>,
         /// Where there is such a state, not in use: record what it holds, and put this in its place
         #[arg(long)]
         replace: bool,
@@ -391,9 +395,10 @@ pub fn run(
         Command::Import {
             state,
             from,
+            volume,
             replace,
             json,
-        } => store::import(config, state, from, *replace, *json),
+        } => store::import(config, state, from, volume, *replace, *json),
         Command::Verify { read_data, json } => store::verify(config, read_data.unwrap_or(0), *json),
         Command::Repair {
             dry_run,

@@ -215,13 +215,21 @@ pub fn fork(config: &Config, of: &str, name: &str, as_json: bool) -> Result<Exit
 }
 
 /// Brings something in from outside.
-pub fn import(config: &Config, state: &str, from: &Path, replace: bool, as_json: bool) -> Result<ExitCode> {
+pub fn import(
+    config: &Config,
+    state: &str,
+    from: &Path,
+    volumes: &[String],
+    replace: bool,
+    as_json: bool,
+) -> Result<ExitCode> {
     let from = std::fs::canonicalize(from).with_context(|| format!("find {}", from.display()))?;
     let made = with_keeper(config, async |client| {
         let request = api::ImportRequest {
             state: state.into(),
             from: from.to_str().context("its name is not UTF-8")?.into(),
             replace,
+            volumes: volumes.to_vec(),
             ..api::ImportRequest::default()
         };
         let made = long(&client, async |context| client.import(context, &request).await).await?;

@@ -246,6 +246,18 @@ fn a_history_begins_from_outside(d: &Daemon) -> Result<()> {
         d.diffkeeper(&["log", &name("harmed")])?
             .fails_with(&["no state"])?;
     }
+    // Nor does it in the history of what it was to replace.
+    let logged = said(d, &["log", "planted", "--json"])?;
+    container(d, OURS, &image, "planted", "echo unrecorded > /seed")?;
+    let short = [
+        "import",
+        &name("planted"),
+        &text(&dir.join("short.tar")),
+        "--replace",
+    ];
+    d.diffkeeper(&short)?.fails_with(&["ends in the middle"])?;
+    ensure!(said(d, &["log", "planted", "--json"])? == logged);
+    ensure!(container(d, OURS, &image, "planted", "cat /seed")? == "unrecorded");
     d.diffkeeper(&["import", "a/b", &text(&layer)])?
         .fails_with(&["name"])?;
     said(d, &["import", &name("harmed"), &text(&layer)])?;

@@ -5,22 +5,22 @@ use std::{
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom, Write},
     os::unix::ffi::OsStringExt,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
-use live::{Attempt, Holder, State};
+use live::{Attempt, Holder, Root, State};
 use nix::sys::stat::{FileStat, fstat, makedev};
 use runtime_spec::name::StateName;
 use store::{
-    Recorded, Session,
+    Known, Recorded, Session,
     format::{Commit, Consistency, Entry, Kind, Reason, place},
 };
 use tar::EntryType;
 
 use super::{
     read::{Item, Reader},
-    tree::{ROOT, Tree, judge, key_of},
+    tree::{ROOT, Tree, judge},
 };
 use crate::{
     error::{Context, Error, Result},
@@ -48,12 +48,18 @@ pub(super) struct Import<'s, 'd> {
 }
 
 impl<'s, 'd> Import<'s, 'd> {
-    pub fn new(session: &'s Session<'d>, beside: &'s Path, progress: &'s Progress) -> Import<'s, 'd> {
+    /// Into a tree of its own.
+    pub fn new(
+        session: &'s Session<'d>,
+        beside: &'s Path,
+        tree: Tree,
+        progress: &'s Progress,
+    ) -> Import<'s, 'd> {
         Import {
             session,
             beside,
             spool: None,
-            tree: Tree::default(),
+            tree,
             progress,
             bytes: 0,
         }
@@ -86,7 +92,7 @@ impl<'s, 'd> Import<'s, 'd> {
         let before = self.tree.len();
         while let Some(item) = reader.next().on("read", from)? {
             self.item(&item, &mut reader)?;
-            self.progress.add(1, item.size);
+            self.progress.add(1, 0);
             self.progress.go_on()?;
         }
         if self.tree.len() == before {
@@ -126,7 +132,7 @@ impl<'s, 'd> Import<'s, 'd> {
             }
         };
         let mut entry = Entry {
-            key: key_of(path)?,
+            key: self.tree.key_of(path)?,
             kind: kind as i32,
             ..Entry::default()
         };
@@ -194,6 +200,7 @@ impl<'s, 'd> Import<'s, 'd> {
             Ok(())
         };
         walking::walk(dir, ROOT, |_| true, each).on("walk", dir)?;
+        self.progress.expect(seen.len() as u64, 0);
         let mut first: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
         for found in seen {
             let (_, path) = place(&found.key);
@@ -205,6 +212,7 @@ impl<'s, 'd> Import<'s, 'd> {
             };
             let id = (stat.st_dev, stat.st_ino);
             if let Some(first) = first.get(&id) {
+                self.progress.add(1, 0);
                 self.tree.link(&path, first)?;
                 continue;
             }
@@ -228,7 +236,7 @@ impl<'s, 'd> Import<'s, 'd> {
         shown: &Path,
     ) -> Result<Entry> {
         let mut entry = Entry {
-            key: key_of(path)?,
+            key: self.tree.key_of(path)?,
             kind: kind as i32,
             ..Entry::default()
         };
@@ -261,6 +269,20 @@ impl<'s, 'd> Import<'s, 'd> {
     }
 }
 
+/// An archive of which all is to be read: how much of it has been.
+struct Counted<'p> {
+    archive: File,
+    progress: &'p Progress,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.archive.read(buffer)?;
+        self.progress.add(0, read as u64);
+        Ok(read)
+    }
+}
+
 /// Fills as much of a buffer as there is.
 fn read_some(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
@@ -275,6 +297,17 @@ fn read_some(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
+/// What is imported.
+#[derive(Debug)]
+pub struct Importing<'a> {
+    /// An archive or a directory.
+    pub from: &'a Path,
+    /// What lies below these paths of the container goes to volumes.
+    pub volumes: &'a [PathBuf],
+    /// Where the state is there, not in use: in its place.
+    pub replace: bool,
+}
+
 impl Keeper {
     /// Begins a state with what an archive or a directory holds; with `replace` one that is there and not in use goes on
     /// with it: what it holds is recorded first.
@@ -282,7 +315,8 @@ impl Keeper {
     /// # Errors
     /// A name that is taken or none, an archive that is broken or means harm, something that this disk cannot hold. The
     /// live tree is as it was then.
-    pub fn import(&self, name: &str, from: &Path, replace: bool, progress: &Progress) -> Result<Recorded> {
+    pub fn import(&self, name: &str, how: &Importing<'_>, progress: &Progress) -> Result<Recorded> {
+        let replace = how.replace;
         let name = match name.contains('/') {
             true => name.to_owned(),
             false => format!("ctr/default/{name}"),
@@ -305,7 +339,7 @@ impl Keeper {
             Attempt::Busy(holder) => return Err(state.busy(holder).into()),
         };
         state.evict(&lease, Duration::from_secs(10))?;
-        let done = self.import_now(&state, &name, from, progress);
+        let done = self.import_now(&state, &name, how, progress);
         lease.release()?;
         if done.is_err() && !there {
             // Nobody has it: as if it had never been asked for.
@@ -322,21 +356,25 @@ impl Keeper {
         &self,
         state: &State,
         name: &StateName,
-        from: &Path,
+        how: &Importing<'_>,
         progress: &Progress,
     ) -> Result<Recorded> {
-        if state.exists() {
-            self.record_before(state, name, progress)?;
-        }
+        let from = how.from;
         let known = self.store().make_state(&name.to_string(), &self.domain(name))?;
+        let tree = Tree::with(&self.roots_for(state, &known, how)?)?;
         let session = self.store().session(known.domain);
         progress.begin("importing");
-        let mut import = Import::new(&session, self.store().dir(), progress);
+        let mut import = Import::new(&session, self.store().dir(), tree, progress);
         let found = std::fs::metadata(from).on("look at", from)?;
         if found.is_dir() {
             import.directory(from)?;
         } else if found.is_file() {
-            import.archive(File::open(from).on("open", from)?, from)?;
+            progress.expect(0, found.len());
+            let archive = Counted {
+                archive: File::open(from).on("open", from)?,
+                progress,
+            };
+            import.archive(archive, from)?;
         } else {
             return Err(Error::Refused(format!(
                 "{} is neither a file nor a directory",
@@ -362,10 +400,34 @@ impl Keeper {
             ..Commit::default()
         };
         session.flush()?;
+        // Only now that nothing in it is refused: who asked for what cannot be has no commit of it.
+        if state.exists() {
+            self.record_before(state, name, progress)?;
+        }
+        let known = self.store().make_state(&name.to_string(), &self.domain(name))?;
         let made = self.put_in_place(state, &known, known.domain, Some(session), commit, progress)?;
         self.store()
             .change_state(&known.name, |known| known.wanted = None)?;
         state.set_restore_wanted(false)?;
         Ok(made)
+    }
+
+    /// The roots that what is imported goes to: those that are to be volumes, and those that the state has.
+    fn roots_for(&self, state: &State, known: &Known, how: &Importing<'_>) -> Result<Vec<Root>> {
+        let mut roots: Vec<Root> = how.volumes.iter().cloned().map(Root::Volume).collect();
+        if let Some(bad) = how.volumes.iter().find(|path| !path.is_absolute()) {
+            return Err(Error::Refused(format!(
+                "{}: a volume is named as the container sees it, such as /var/lib/mysql",
+                bad.display()
+            )));
+        }
+        if state.exists() {
+            roots.extend(state.roots().into_iter().map(|dir| dir.root));
+        } else if let Some((head, _)) = known.head {
+            let head = self.store().commit(head)?;
+            let there = self.roots(known.domain, head.commit.tree_id()?)?;
+            roots.extend(there.into_iter().map(|(_, root)| root));
+        }
+        Ok(roots)
     }
 }

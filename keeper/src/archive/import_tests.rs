@@ -9,6 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use live::Root;
 use proptest::prelude::*;
 use store::{
     Store,
@@ -20,7 +21,7 @@ use super::{
     import::Import,
     tar::{Head, Writer},
     tests::{domain, pack},
-    tree::ROOT,
+    tree::{ROOT, Tree},
     write::Form,
 };
 use crate::{
@@ -33,9 +34,82 @@ use crate::{
 fn read(store: &Store, archive: &[u8]) -> Result<Vec<Entry>> {
     let session = store.session(store.domain("ctr/default")?);
     let progress = Progress::default();
-    let mut import = Import::new(&session, store.dir(), &progress);
+    let mut import = Import::new(&session, store.dir(), Tree::default(), &progress);
     import.archive(archive, Path::new("the archive"))?;
     Ok(import.finish()?.0)
+}
+
+/// The keys that an archive becomes in a state with these roots, for people.
+fn placed(archive: &[u8], roots: &[Root]) -> Vec<(String, Kind, bool)> {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let session = store.session(store.domain("ctr/default").unwrap());
+    let progress = Progress::default();
+    let tree = Tree::with(roots).unwrap();
+    let mut import = Import::new(&session, store.dir(), tree, &progress);
+    import.archive(archive, Path::new("the archive")).unwrap();
+    let entries = import.finish().unwrap().0;
+    let shown = |entry: &Entry| {
+        let key = entry.key.escape_ascii().to_string().replace("\\x00", ":");
+        assert!(entry.link.is_empty(), "{key}");
+        (key, entry.what(), entry.opaque)
+    };
+    entries.iter().map(shown).collect()
+}
+
+#[test]
+fn what_lies_below_a_volume_goes_there() {
+    let parts = [
+        (folder("var/lib/db"), &b""[..]),
+        (file("/var/lib/db/rows"), b"rows"),
+        (file("var/lib/db-old/rows"), b"old"),
+        // Hidden in a layer: in a volume there is nothing to hide.
+        (file("var/lib/db/.wh..wh..opq"), b""),
+        (file("var/lib/db/.wh.gone"), b""),
+        (file("etc/app/.wh.gone"), b""),
+        (file("./etc/app/conf"), b"conf"),
+        (file("etc/app/cache/c"), b"c"),
+        (to("another", EntryType::Link, "var/lib/db/rows"), b""),
+    ];
+    let volume = |path: &str| Root::Volume(path.into());
+    let roots = [
+        Root::Rootfs,
+        Root::Path("/etc/app".into()),
+        volume("/var/lib/db"),
+        volume("/etc/app/cache"),
+        volume("/nothing/there"),
+    ];
+    let found = placed(&tar_of(&parts), &roots);
+    let found: Vec<(&str, Kind, bool)> = found.iter().map(|(k, w, o)| (k.as_str(), *w, *o)).collect();
+    let (dir, is_file) = (Kind::Directory, Kind::File);
+    assert_eq!(
+        found,
+        [
+            ("path@etc@app", dir, false),
+            ("path@etc@app:conf", is_file, false),
+            ("path@etc@app:gone", Kind::Whiteout, false),
+            ("rootfs", dir, false),
+            ("rootfs:another", is_file, false),
+            ("rootfs:var", dir, false),
+            ("rootfs:var:lib", dir, false),
+            ("rootfs:var:lib:db-old", dir, false),
+            ("rootfs:var:lib:db-old:rows", is_file, false),
+            ("volume@etc@app@cache", dir, false),
+            ("volume@etc@app@cache:c", is_file, false),
+            ("volume@var@lib@db", dir, false),
+            ("volume@var@lib@db:rows", is_file, false),
+        ]
+    );
+    // A volume's top is a directory.
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let session = store.session(store.domain("ctr/default").unwrap());
+    let progress = Progress::default();
+    let tree = Tree::with(&[volume("/data")]).unwrap();
+    let mut import = Import::new(&session, store.dir(), tree, &progress);
+    let archive = tar_of(&[(file("data"), b"x")]);
+    let told = import.archive(archive.as_slice(), Path::new("a")).unwrap_err();
+    assert!(told.to_string().contains("must be a directory"), "{told}");
 }
 
 fn told(archive: &[u8]) -> String {
@@ -138,7 +212,7 @@ fn what_left_comes_back() {
     // As a directory.
     let session = store.session(domain(&store));
     let progress = Progress::default();
-    let mut import = Import::new(&session, store.dir(), &progress);
+    let mut import = Import::new(&session, store.dir(), Tree::default(), &progress);
     import.directory(&upper).unwrap();
     same(&all, &import.finish().unwrap().0);
     drop(session);

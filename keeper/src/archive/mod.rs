@@ -15,7 +15,10 @@ use std::io::Write;
 use store::Recorded;
 
 use self::write::Plan;
-pub use self::write::{Form, Packed};
+pub use self::{
+    import::Importing,
+    write::{Form, Packed},
+};
 use crate::{error::Result, keeper::Keeper};
 
 impl Keeper {

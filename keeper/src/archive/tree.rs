@@ -2,9 +2,14 @@
 //!
 //! Nothing is written to a file system here: a path is a key, and what would lead out of the tree is none.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+};
 
-use store::format::{Entry, Kind, Shown, Xattr, key};
+use live::Root;
+use store::format::{Entry, Kind, Shown, Xattr, key, place};
 
 use super::write::{OPAQUE, WHITEOUT};
 use crate::{
@@ -12,7 +17,7 @@ use crate::{
     tree::{DEEPEST, LONGEST_KEY},
 };
 
-/// The root that all of it goes to.
+/// The root that all goes to for which there is no other.
 pub(super) const ROOT: &[u8] = b"rootfs";
 /// The longest name that a file system takes.
 const NAME: usize = 255;
@@ -26,6 +31,8 @@ const MOST: usize = 20_000_000;
 /// A tree that grows.
 #[derive(Default)]
 pub(super) struct Tree {
+    /// The deepest first.
+    roots: Vec<Below>,
     entries: BTreeMap<Vec<u8>, Entry>,
     /// The further names of a file, by its key.
     names: HashMap<Vec<u8>, BTreeSet<Vec<u8>>>,
@@ -35,14 +42,22 @@ fn refused(path: &[u8], why: &str) -> Error {
     Error::Refused(format!("{}: {why}", path.escape_ascii()))
 }
 
-/// The key of a path; none for the top.
-pub(super) fn key_of(path: &[u8]) -> Result<Vec<u8>> {
+/// Where what lies below a path of the container goes instead of [`ROOT`].
+struct Below {
+    /// Without slashes around it.
+    path: Vec<u8>,
+    /// The root's name.
+    root: Vec<u8>,
+    /// A directory as it is, where nothing of an image can be hidden.
+    volume: bool,
+}
+
+/// The parts of a path, one after the other.
+fn normal(path: &[u8]) -> Result<Vec<u8>> {
     let parts = path
         .split(|b| *b == b'/')
         .filter(|part| !part.is_empty() && *part != b".");
-    let mut depth = 0;
     for part in parts.clone() {
-        depth += 1;
         if part == b".." {
             return Err(refused(path, "it leads up, out of the tree perhaps"));
         }
@@ -50,11 +65,7 @@ pub(super) fn key_of(path: &[u8]) -> Result<Vec<u8>> {
             return Err(refused(path, "no file system takes such a name"));
         }
     }
-    let key = key(ROOT, &parts.collect::<Vec<_>>().join(&b'/'));
-    if key.len() > LONGEST_KEY || depth >= DEEPEST {
-        return Err(refused(path, "it is deeper or longer than can be recorded"));
-    }
-    Ok(key)
+    Ok(parts.collect::<Vec<_>>().join(&b'/'))
 }
 
 fn parent(key: &[u8]) -> Option<&[u8]> {
@@ -123,7 +134,58 @@ pub(super) fn judge(path: &[u8], entry: &mut Entry, xattrs: Vec<Xattr>) -> Resul
     Ok(())
 }
 
+fn is_top(key: &[u8]) -> bool {
+    !key.contains(&0)
+}
+
 impl Tree {
+    /// One that has these roots besides the container's `/`.
+    ///
+    /// # Errors
+    /// A path that no root can stand on.
+    pub fn with(roots: &[Root]) -> Result<Tree> {
+        let mut tree = Tree::default();
+        for root in roots {
+            let path = normal(root.destination().as_os_str().as_bytes())?;
+            if !path.is_empty() {
+                tree.roots.push(Below {
+                    path,
+                    root: root.dir_name()?.into_vec(),
+                    volume: matches!(root, Root::Volume(_)),
+                });
+            }
+        }
+        tree.roots.sort_by_key(|below| Reverse(below.path.len()));
+        Ok(tree)
+    }
+
+    /// The key of a path.
+    ///
+    /// # Errors
+    /// One that leads out of the tree, or that cannot be recorded.
+    pub fn key_of(&self, path: &[u8]) -> Result<Vec<u8>> {
+        let said = normal(path)?;
+        let in_root = |below: &Below| {
+            let rest = said.strip_prefix(below.path.as_slice())?;
+            match rest.split_first() {
+                None => Some(key(&below.root, b"")),
+                Some((b'/', rest)) => Some(key(&below.root, rest)),
+                Some(_) => None,
+            }
+        };
+        let found = self.roots.iter().find_map(in_root);
+        let key = found.unwrap_or_else(|| key(ROOT, &said));
+        if key.len() > LONGEST_KEY || said.split(|b| *b == b'/').count() >= DEEPEST {
+            return Err(refused(path, "it is deeper or longer than can be recorded"));
+        }
+        Ok(key)
+    }
+
+    fn in_volume(&self, key: &[u8]) -> bool {
+        let (root, _) = place(key);
+        self.roots.iter().any(|below| below.volume && below.root == root)
+    }
+
     /// How many entries there are.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -136,8 +198,11 @@ impl Tree {
         let at = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
         let (above, name) = path.split_at_checked(at).unwrap_or_default();
         if name == OPAQUE {
-            let key = key_of(above)?;
-            if key == ROOT {
+            let key = self.key_of(above)?;
+            if self.in_volume(&key) {
+                return Ok(true);
+            }
+            if is_top(&key) {
                 return Err(refused(path, "an overlay's top cannot hide the whole image"));
             }
             self.above(path, &key)?;
@@ -166,7 +231,10 @@ impl Tree {
         }
         let mut gone_path = above.to_vec();
         gone_path.extend_from_slice(gone);
-        let key = key_of(&gone_path)?;
+        let key = self.key_of(&gone_path)?;
+        if self.in_volume(&key) {
+            return Ok(true);
+        }
         self.above(path, &key)?;
         match self.entries.get_mut(&key) {
             // It came back as something else, which hides what was below.
@@ -188,7 +256,13 @@ impl Tree {
                 "there are more entries than can be imported at once",
             ));
         }
-        if key == ROOT && (entry.what() != Kind::Directory || entry.opaque) {
+        if self.in_volume(&key) {
+            if entry.what() == Kind::Whiteout {
+                return Ok(());
+            }
+            entry.opaque = false;
+        }
+        if is_top(&key) && (entry.what() != Kind::Directory || entry.opaque) {
             return Err(refused(path, "the top must be a directory that hides nothing"));
         }
         if entry.what() == Kind::Symlink && (entry.inline.is_empty() || entry.inline.len() > LINK) {
@@ -219,7 +293,7 @@ impl Tree {
 
     /// Adds a further name of what was added before.
     pub fn link(&mut self, path: &[u8], to: &[u8]) -> Result<()> {
-        let (key, mut first) = (key_of(path)?, key_of(to)?);
+        let (key, mut first) = (self.key_of(path)?, self.key_of(to)?);
         let target = self.entries.get(&first);
         if let Some(target) = target.filter(|target| !target.link.is_empty()) {
             first.clone_from(&target.link);
@@ -233,6 +307,16 @@ impl Tree {
         };
         if key == first {
             return Err(refused(path, "it is another name of itself"));
+        }
+        if place(&key).0 != place(&first).0
+            && let Some(target) = self.entries.get(&first)
+        {
+            // No name goes from one root to another: it has the same content, and is a file of its own.
+            let entry = Entry {
+                key,
+                ..target.clone()
+            };
+            return self.put(path, entry);
         }
         let entry = Entry {
             key: key.clone(),

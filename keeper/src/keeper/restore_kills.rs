@@ -17,6 +17,7 @@ use store::{Recorded, fault, format::Reason};
 
 use super::{Keeper, Restore};
 use crate::{
+    archive::Importing,
     progress::Progress,
     tests::{listing, root, same},
 };
@@ -43,9 +44,14 @@ fn upper(keeper: &Keeper) -> PathBuf {
 /// What a restore does, in the words of the child's environment.
 fn change(keeper: &Keeper, dir: &Path, how: &str) {
     match how {
-        "import" => keeper
-            .import(STATE, &dir.join("outside"), true, &Progress::default())
-            .map(drop),
+        "import" => {
+            let how = Importing {
+                from: &dir.join("outside"),
+                volumes: &[],
+                replace: true,
+            };
+            keeper.import(STATE, &how, &Progress::default()).map(drop)
+        }
         how => {
             let path = (how == "path").then_some(&b"/etc"[..]);
             let how = Restore {
