@@ -4,7 +4,7 @@ use keeper_api::keeper::keeper as api;
 use runtime_spec::config::Config;
 use store::Rescue;
 
-use crate::{error::Result, keeper::Keeper, keeper::domain_of};
+use crate::{error::Result, keeper::Keeper, keeper::domain_of, progress::Progress};
 
 /// How the catalog of a node's store is made whole; none where it is.
 ///
@@ -17,19 +17,33 @@ pub fn rescue(config: &Config) -> Result<Option<Rescue>> {
     })?)
 }
 
+const READING: &str = "reading what is stored";
+const WALKING: &str = "walking trees";
+
 impl Keeper {
     /// Repairs the store, or says what there is to repair.
     ///
     /// # Errors
-    /// A full or failing disk, a catalog that cannot be read.
-    pub fn repair(&self, request: &api::RepairRequest) -> Result<api::RepairResponse> {
+    /// A full or failing disk, a catalog that cannot be read, a stop before anything was changed.
+    pub fn repair(&self, request: &api::RepairRequest, progress: &Progress) -> Result<api::RepairResponse> {
         let mut response = api::RepairResponse::default();
         if request.discard {
             response.nothing = true;
             response.aside = self.store().discard(request.dry_run)?;
             return Ok(response);
         }
-        let plan = self.store().repair()?;
+        progress.begin(READING);
+        let plan = self.store().repair_watched(|done| {
+            if done.commits > 0 {
+                if progress.read().step == READING {
+                    progress.begin(WALKING);
+                }
+                progress.at(done.commits, 0, 0);
+            } else {
+                progress.at(done.objects, done.of_objects, 0);
+            }
+            progress.flow()
+        })?;
         response.nothing = plan.is_empty();
         response.packs = plan
             .packs
@@ -54,6 +68,8 @@ impl Keeper {
             })
             .collect();
         if !request.dry_run && !response.nothing {
+            // It cannot be ended any more.
+            progress.begin("repairing");
             plan.run()?;
         }
         response.aside = self.store().discard(true)?;

@@ -790,21 +790,30 @@ impl Api for Service {
 
     async fn repair(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::RepairRequest,
     ) -> ttrpc::Result<api::RepairResponse> {
-        self.run(move |keeper| keeper.repair(&request)).await
+        self.run_long(context, move |keeper, progress| keeper.repair(&request, progress))
+            .await
     }
 
-    async fn audit(&self, _: &TtrpcContext, request: api::AuditRequest) -> ttrpc::Result<api::AuditResponse> {
-        self.run(move |keeper| {
+    async fn audit(
+        &self,
+        context: &TtrpcContext,
+        request: api::AuditRequest,
+    ) -> ttrpc::Result<api::AuditResponse> {
+        self.run_long(context, move |keeper, progress| {
             let known = keeper.known(&request.state)?;
             let keys: store::Result<Vec<_>> = request
                 .public_keys
                 .iter()
                 .map(|key| store::PublicKey::parse(key))
                 .collect();
-            let audited = keeper.store().audit(&known, &keys?)?;
+            progress.begin("auditing");
+            let audited = keeper.store().audit_watched(&known, &keys?, |done, of| {
+                progress.at(done, of, 0);
+                progress.flow()
+            })?;
             Ok(api::AuditResponse {
                 commits: audited.commits,
                 lost: audited.lost,

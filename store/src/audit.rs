@@ -8,6 +8,7 @@ use crate::{
     id::Id,
     sign::PublicKey,
     store::Store,
+    told::{Answer, heed},
 };
 
 /// What an audit found.
@@ -30,6 +31,19 @@ impl Store {
     /// # Errors
     /// The first commit that is not what it should be.
     pub fn audit(&self, state: &Known, keys: &[PublicKey]) -> Result<Audited> {
+        self.audit_watched(state, keys, |_, _| {})
+    }
+
+    /// The same; `told` gets how many commits were walked, of how many, and may end it.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn audit_watched<A: Answer>(
+        &self,
+        state: &Known,
+        keys: &[PublicKey],
+        mut told: impl FnMut(u64, u64) -> A,
+    ) -> Result<Audited> {
         let Some((head, sequence)) = state.head else {
             return Ok(Audited::default());
         };
@@ -44,6 +58,7 @@ impl Store {
             .collect();
         let (mut expected, mut at) = (Some(head), sequence);
         self.log(state, u64::MAX, |recorded| {
+            heed(told(sequence.saturating_sub(at), sequence))?;
             // What a repair says to be lost may be missing: who came before it, nobody can tell.
             while at > recorded.commit.sequence && damages.get(&at) == Some(&true) {
                 (audited.lost, at, expected) = (audited.lost + 1, at - 1, None);

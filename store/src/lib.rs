@@ -43,7 +43,7 @@ pub use history::{Known, Recorded, Version};
 pub use id::{Hash, Id};
 pub use migrate::Migrating;
 pub use recompact::Recompacted;
-pub use repair::{Lost, Plan};
+pub use repair::{Lost, Plan, Surveyed};
 pub use rescue::Rescue;
 pub use retention::{DAMAGED, Retention, Rule, Tombstone};
 pub use sign::{PublicKey, Signer};

@@ -19,6 +19,7 @@ use crate::{
     retention::{DAMAGED, Tombstone},
     store::Store,
     sys,
+    told::{Answer, heed},
 };
 use find::Found;
 
@@ -35,6 +36,17 @@ pub struct Lost {
     pub versions: u64,
     /// What of them: `rootfs:/etc/hosts`; nothing where not even the commit is left.
     pub paths: Vec<String>,
+}
+
+/// How far a repair has looked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Surveyed {
+    /// Objects of a dedup domain that were read.
+    pub objects: u64,
+    /// Of so many.
+    pub of_objects: u64,
+    /// Commits whose trees were walked, of all domains.
+    pub commits: u64,
 }
 
 /// What a repair is going to do.
@@ -78,6 +90,15 @@ impl Store {
     /// # Errors
     /// A failing disk, a catalog that cannot be read: [`crate::Rescue`] makes it anew.
     pub fn repair(&self) -> Result<Plan<'_>> {
+        self.repair_watched(|_| {})
+    }
+
+    /// The same; `told` gets how far it is, and may end it.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn repair_watched<A: Answer>(&self, mut told: impl FnMut(&Surveyed) -> A) -> Result<Plan<'_>> {
+        let mut surveyed = Surveyed::default();
         let alone = self.alone();
         // What is in memory may be damaged on the disk.
         self.bases.clear();
@@ -104,11 +125,18 @@ impl Store {
         domains.dedup();
         for domain in domains {
             let mut found = Found::new(self, domain)?;
-            for (pack, problem) in found.read_all()? {
+            let damaged = found.read_all(|objects, of| {
+                (surveyed.objects, surveyed.of_objects) = (objects, of);
+                told(&surveyed)
+            })?;
+            for (pack, problem) in damaged {
                 plan.packs.entry(pack).or_insert(problem);
             }
             for state in states.iter().filter(|state| state.domain == domain) {
-                plan.state(state, &mut found)?;
+                plan.state(state, &mut found, || {
+                    surveyed.commits += 1;
+                    told(&surveyed)
+                })?;
             }
             plan.recovered += found.recovered();
             plan.domains.push(found);
@@ -172,7 +200,12 @@ impl Plan<'_> {
     }
 
     /// Walks a state's history and every tree in it.
-    fn state(&mut self, state: &Known, found: &mut Found<'_>) -> Result<()> {
+    fn state<A: Answer>(
+        &mut self,
+        state: &Known,
+        found: &mut Found<'_>,
+        mut told: impl FnMut() -> A,
+    ) -> Result<()> {
         let store = self.store;
         let marks: BTreeMap<u64, Tombstone> = store
             .tombstones(state)?
@@ -185,6 +218,7 @@ impl Plan<'_> {
         };
         let mut left = None;
         for sequence in (1..=newest).rev() {
+            heed(told())?;
             let mark = marks.get(&sequence);
             let Some((id, commit)) = self.commit(state, sequence, expected, found)? else {
                 self.mark(state, sequence, expected.unwrap_or(Id([0; 32])), &[], mark);

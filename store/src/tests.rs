@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fs, ops::ControlFlow, path::Path};
 use proptest::prelude::*;
 
 use crate::{
-    Hash, Id, Known, PublicKey, Recorded, Result, Retention, Session, Signer, Store, Thorough, Version,
+    Error, Hash, Id, Known, PublicKey, Recorded, Result, Retention, Session, Signer, Store, Thorough,
+    Version,
     content::{Source, Written},
     format::{Commit, Entry, Kind, key},
     pack,
@@ -608,7 +609,18 @@ fn signatures() {
     let third = version(&store, 3);
     let state = known(&store, "a");
     let first = store.resolve(&state, &Version::Back(2)).unwrap();
-    let audited = store.audit(&state, std::slice::from_ref(&ours)).unwrap();
+    let mut walked = Vec::new();
+    let audited = store.audit_watched(&state, std::slice::from_ref(&ours), |done, of| {
+        walked.push((done, of))
+    });
+    let audited = audited.unwrap();
+    let all = audited.commits;
+    assert_eq!(walked, (0..all).map(|done| (done, all)).collect::<Vec<_>>());
+    let stop = |_, _| ControlFlow::Break(());
+    assert!(matches!(
+        store.audit_watched(&state, &[], stop),
+        Err(Error::Stopped)
+    ));
     assert_eq!(
         (audited.signed, audited.unsigned.as_slice()),
         (2, &[first.id][..])

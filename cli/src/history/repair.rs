@@ -7,10 +7,7 @@ use keeper_api::keeper::keeper as api;
 use runtime_spec::config::Config;
 use serde_json::{Value, json};
 
-use super::{
-    client::{patient, said, with_keeper},
-    look::short,
-};
+use super::{client::with_keeper, look::short, progress::long};
 use crate::table;
 
 /// Repairs.
@@ -33,7 +30,7 @@ pub fn repair(config: &Config, dry_run: bool, discard: bool, as_json: bool) -> R
             discard,
             ..api::RepairRequest::default()
         };
-        said(client.repair(patient(), &request).await)
+        long(&client, async |context| client.repair(context, &request).await).await
     })?;
     if as_json {
         let mut value = as_value(&done);

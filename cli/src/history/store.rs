@@ -334,7 +334,7 @@ pub fn audit(config: &Config, state: &str, keys: &[PathBuf], as_json: bool) -> R
             public_keys,
             ..api::AuditRequest::default()
         };
-        said(client.audit(patient(), &request).await)
+        long(&client, async |context| client.audit(context, &request).await).await
     })?;
     if as_json {
         let mut value = json!({

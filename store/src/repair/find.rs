@@ -17,6 +17,7 @@ use crate::{
     pack::{self, Class, HEADER, Header, Object, RECORD, Record},
     salvage::{self, Holds},
     store::Store,
+    told::{Answer, heed},
 };
 
 /// Where an object stands a second time.
@@ -87,9 +88,14 @@ impl<'s> Found<'s> {
     }
 
     /// Reads every object; answers with the packs in which one is damaged.
-    pub fn read_all(&mut self) -> Result<BTreeMap<u32, String>> {
+    pub fn read_all<A: Answer>(
+        &mut self,
+        mut told: impl FnMut(u64, u64) -> A,
+    ) -> Result<BTreeMap<u32, String>> {
         let mut packs = BTreeMap::new();
-        for (object, id, place) in &self.rows {
+        let of = self.rows.len() as u64;
+        for (done, (object, id, place)) in (0..).zip(&self.rows) {
+            heed(told(done, of))?;
             if let Err(error) = self.store.record(self.domain, *object, *id, *place) {
                 self.bad.insert((*object, *id));
                 match place.base {
