@@ -4,7 +4,8 @@
 //! a container does not start it again.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -15,6 +16,7 @@ use runtime_spec::{
     name::{Engine, StateName},
 };
 use rustix::process::{Signal, pidfd_send_signal};
+use serde::Deserialize;
 
 use crate::{
     error::{Context, Error, Result},
@@ -41,7 +43,7 @@ pub fn restarts(name: &StateName, holder: &Holder) -> Result<()> {
             "no kubelet looks after {name}: its processes are in none of a kubelet's cgroups"
         ))),
         Engine::Docker => {
-            let record = above(&holder.root, &holder.container_id);
+            let record = above(&holder.root, &holder.container_id, "hostconfig.json");
             let Some(record) = record else {
                 return Err(nobody(format!(
                     "Docker's record of {} is not found",
@@ -75,20 +77,113 @@ fn is_kubelets(holder: &Holder) -> bool {
         .any(|path| path.split('/').any(|part| part.starts_with("kubepods")))
 }
 
-/// Docker's record of how a container is run, beside its drivers' directories.
-fn above(root: &Path, id: &str) -> Option<std::path::PathBuf> {
+/// Docker's record of a container, beside its drivers' directories.
+fn above(root: &Path, id: &str, record: &str) -> Option<PathBuf> {
     Path::new(id).file_name().filter(|name| *name == id)?;
     root.ancestors()
         .skip(1)
-        .map(|dir| dir.join("containers").join(id).join("hostconfig.json"))
+        .map(|dir| dir.join("containers").join(id).join(record))
         .find(|record| record.is_file())
 }
 
-/// Ends the holder's container: its first process is asked to, and killed after `grace`.
+/// The signal that the image, or a person, wants the holder's container to be ended by.
+fn stop_signal(name: &StateName, holder: &Holder) -> Signal {
+    let wanted = match name.engine() {
+        Engine::Docker => of_docker(holder),
+        Engine::Kubernetes => of_cri(holder),
+        Engine::Containerd => Ok(None),
+    };
+    let known = wanted.and_then(|wanted| {
+        wanted.map_or(Ok(Signal::TERM), |word| {
+            signal(&word).ok_or_else(|| Error::Refused(format!("there is no signal {word}")))
+        })
+    });
+    known.unwrap_or_else(|error| {
+        tracing::warn!(state = %name, %error, "the image's stop signal is not known: it is SIGTERM");
+        Signal::TERM
+    })
+}
+
+fn of_docker(holder: &Holder) -> Result<Option<String>> {
+    let Some(record) = above(&holder.root, &holder.container_id, "config.v2.json") else {
+        return Ok(None);
+    };
+    let text = std::fs::read(&record).on("read", &record)?;
+    docker::stop_signal(&text).map_err(|e| Error::Refused(e.to_string()))
+}
+
+/// containerd is asked, by a process of its own: its client is large, and this is seldom wanted.
+fn of_cri(holder: &Holder) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct Answer {
+        stop_signal: Option<String>,
+    }
+    let id = Path::new(&holder.container_id);
+    let Some(address) = address(holder) else {
+        return Err(Error::Refused(
+            "its shim does not say where containerd listens".into(),
+        ));
+    };
+    let out = Command::new("/proc/self/exe")
+        .args([
+            "image-of",
+            "--address",
+            &address,
+            "--namespace",
+            &holder.namespace,
+        ])
+        .arg(&holder.container_id)
+        .output()
+        .on("ask containerd for the stop signal of", id)?;
+    if !out.status.success() {
+        return Err(Error::Refused(
+            String::from_utf8_lossy(&out.stderr).trim().to_owned(),
+        ));
+    }
+    let answer: Answer = serde_json::from_slice(&out.stdout)
+        .map_err(std::io::Error::other)
+        .on("read what containerd says of", id)?;
+    Ok(answer.stop_signal)
+}
+
+/// containerd's socket, as the holder's shim was told.
+fn address(holder: &Holder) -> Option<String> {
+    let line = std::fs::read(format!("/proc/{}/cmdline", holder.shim_pid)).ok()?;
+    let mut words = line.split(|b| *b == 0);
+    words.find(|word| *word == b"-address")?;
+    String::from_utf8(words.next()?.to_vec()).ok()
+}
+
+/// A signal as images name it: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`.
+fn signal(word: &str) -> Option<Signal> {
+    let word = word.to_ascii_uppercase();
+    let word = word.strip_prefix("SIG").unwrap_or(&word);
+    let real_time = |from: i32, by: &str| from.checked_add(by.parse().ok()?);
+    let number = if let Ok(number) = word.parse() {
+        number
+    } else if let Some(rest) = word.strip_prefix("RTMIN") {
+        real_time(libc::SIGRTMIN(), if rest.is_empty() { "0" } else { rest })?
+    } else if let Some(rest) = word.strip_prefix("RTMAX") {
+        real_time(libc::SIGRTMAX(), if rest.is_empty() { "0" } else { rest })?
+    } else {
+        let named: nix::sys::signal::Signal = format!("SIG{word}").parse().ok()?;
+        named as i32
+    };
+    Signal::from_named_raw(number).or_else(|| of_real_time(number))
+}
+
+fn of_real_time(number: i32) -> Option<Signal> {
+    #![allow(unsafe_code)]
+    let there = (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number);
+    // SAFETY: those that the C library keeps for itself are not in this range, and it is another process that gets it.
+    there.then(|| unsafe { Signal::from_raw_unchecked(number) })
+}
+
+/// Ends the holder's container: its first process is asked to, as its image wants to be asked, and killed after `grace`.
 ///
 /// # Errors
 /// A container that does not end, a stop before it was asked.
-pub fn end(holder: &Holder, grace: Duration, progress: &Progress) -> Result<()> {
+pub fn end(name: &StateName, holder: &Holder, grace: Duration, progress: &Progress) -> Result<()> {
     let Some(init) = holder.first_process() else {
         // It has just ended by itself.
         return Ok(());
@@ -109,7 +204,7 @@ pub fn end(holder: &Holder, grace: Duration, progress: &Progress) -> Result<()> 
             }
         }
     };
-    send(Signal::TERM)?;
+    send(stop_signal(name, holder))?;
     if gone(grace)? {
         return Ok(());
     }
@@ -121,4 +216,40 @@ pub fn end(holder: &Holder, grace: Duration, progress: &Progress) -> Result<()> 
         "{} does not end, not even by SIGKILL: the restore waits for its next start",
         holder.container_id
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_named_as_images_do() {
+        let number = |word: &str| signal(word).map(Signal::as_raw);
+        for (word, expected) in [
+            ("SIGQUIT", 3),
+            ("quit", 3),
+            ("3", 3),
+            ("SIGTERM", 15),
+            ("SIGWINCH", 28),
+            ("SIGRTMIN+3", libc::SIGRTMIN() + 3),
+            ("RTMIN", libc::SIGRTMIN()),
+            ("SIGRTMAX-1", libc::SIGRTMAX() - 1),
+            ("37", 37),
+        ] {
+            assert_eq!(number(word), Some(expected), "{word}");
+        }
+        for word in [
+            "",
+            "SIG",
+            "0",
+            "-1",
+            "32",
+            "65",
+            "SIGNOTHING",
+            "RTMIN+99",
+            "RTMIN+x",
+        ] {
+            assert_eq!(number(word), None, "{word}");
+        }
+    }
 }

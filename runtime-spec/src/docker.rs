@@ -196,6 +196,29 @@ pub fn restart_policy(host: &[u8]) -> Result<String, Error> {
     })
 }
 
+/// The signal that is to end a container, from its `config.v2.json`: the image's `STOPSIGNAL`, or what a person chose. None
+/// where neither says.
+///
+/// # Errors
+/// Text that is not Docker's.
+pub fn stop_signal(config: &[u8]) -> Result<Option<String>, Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Inner {
+        #[serde(default, deserialize_with = "null_is_default")]
+        stop_signal: String,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Config {
+        #[serde(default, deserialize_with = "null_is_default")]
+        config: Inner,
+    }
+    let config: Config = serde_json::from_slice(config)
+        .map_err(|e| Error::Engine(format!("Docker's config.v2.json does not parse: {e}")))?;
+    Ok(Some(config.config.stop_signal).filter(|signal| !signal.is_empty()))
+}
+
 /// The name of a volume that nobody named.
 fn is_random(name: &str) -> bool {
     name.len() == 64
@@ -223,6 +246,20 @@ mod tests {
             point(RANDOM),
         );
         Record::parse(config.as_bytes(), host.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn stop_signals() {
+        for (text, signal) in [
+            (r#"{"Config":{"StopSignal":"SIGQUIT"}}"#, Some("SIGQUIT")),
+            (r#"{"Config":{"StopSignal":""}}"#, None),
+            (r#"{"Config":{"StopSignal":null}}"#, None),
+            (r#"{"Config":null}"#, None),
+            ("{}", None),
+        ] {
+            assert_eq!(stop_signal(text.as_bytes()).unwrap().as_deref(), signal, "{text}");
+        }
+        assert!(stop_signal(b"[").is_err());
     }
 
     #[test]

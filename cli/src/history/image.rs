@@ -446,8 +446,8 @@ async fn last_image(config: &Config, address: &Path, namespace: &str, state: &st
         .state(&state.parse().ok()?)
         .record()?;
     let container = record.last_container?;
-    let (reference, digest) = crate::image::ask(address, namespace, &container).await.ok()?;
-    let (reference, digest) = (reference?, digest?);
+    let known = crate::image::ask(address, namespace, &container).await.ok()?;
+    let (reference, digest) = (known.reference?, known.digest?);
     eprintln!(
         "the commit does not say which image it stood on: taking {reference}, which its last container has"
     );

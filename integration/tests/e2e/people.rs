@@ -445,6 +445,7 @@ fn a_restore_now_is_for_those_with_an_owner(d: &Daemon) -> Result<()> {
         pod.delete()?;
         said(d, &["rm", &state, "--yes", "--history"])?;
     }
+    stops_as_its_image_wants(d, &cri)?;
     // The shim of the next start would not reach a keeper of this command's own.
     keeper.stop()?;
     start(d, "alone", "true")?;
@@ -452,6 +453,35 @@ fn a_restore_now_is_for_those_with_an_owner(d: &Daemon) -> Result<()> {
         .fails_with(&["needs a keeper that runs"])?;
     d.forget("alone")?;
     said(d, &["rm", "alone", "--yes"])?;
+    Ok(())
+}
+
+/// `STOPSIGNAL`: the image of PostgreSQL names SIGINT.
+fn stops_as_its_image_wants(d: &Daemon, cri: &Cri) -> Result<()> {
+    let image = d.import_into(NAMESPACE, "postgresql")?;
+    let mut config = cri.pod_config("default", "signal", "signal");
+    if let Some(linux) = config.linux.as_mut() {
+        linux.cgroup_parent = format!("/{}/kubepods/podsignal", d.namespace());
+    }
+    let pod = cri.run_pod("diffkeeper", config)?;
+    let script = "trap 'echo INT >> /ended; exit 0' INT; trap 'echo TERM >> /ended; exit 0' TERM
+        echo start >> /starts; while :; do sleep 0.1; done";
+    let app = pod.run("app", 0, &image, script)?;
+    until("the first start", Duration::from_secs(10), || {
+        cri.sh(&app, "cat /starts").is_ok_and(|text| text == "start\n")
+    })?;
+    let state = "default/signal/app";
+    said(d, &["commit", state, "--tag", "good"])?;
+    let mut child = begin(d, &["restore", &format!("{state}@good"), "--now"])?;
+    cri.wait(&app)?;
+    let _again = pod.run("app", 1, &image, script)?;
+    let status = ended(&mut child)?;
+    ensure!(status.success(), "{status}");
+    // What it did with its signal was recorded before the restore.
+    let told = said(d, &["cat", &format!("{state}@~1:/ended")])?;
+    ensure!(told == "INT", "{told}");
+    pod.delete()?;
+    said(d, &["rm", state, "--yes", "--history"])?;
     Ok(())
 }
 

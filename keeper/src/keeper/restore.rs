@@ -102,7 +102,7 @@ impl Keeper {
         let Some(holder) = holder.filter(|_| done.after.is_none()) else {
             return Ok(done);
         };
-        owner::end(&holder, grace, progress)?;
+        owner::end(&name, &holder, grace, progress)?;
         progress.begin("waiting for its owner to start it again");
         let since = std::time::Instant::now();
         while since.elapsed() < RESTART {
