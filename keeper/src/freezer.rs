@@ -69,6 +69,9 @@ impl Shim {
                     ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::UNIMPLEMENTED => {
                         io::Error::new(io::ErrorKind::Unsupported, status.message)
                     }
+                    ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::ABORTED => {
+                        io::Error::new(io::ErrorKind::TimedOut, status.message)
+                    }
                     ttrpc::Error::RpcStatus(status) => io::Error::other(status.message),
                     other => io::Error::other(other.to_string()),
                 })

@@ -9,9 +9,9 @@ use crate::blueshift::Freezer;
 pub struct Quiesced<'a> {
     freezer: &'a dyn Freezer,
     /// Whether the application has made itself ready.
-    pub ready: bool,
+    ready: bool,
     /// Why it has not.
-    pub doubt: Option<Doubt>,
+    doubt: Option<Doubt>,
     told: bool,
 }
 
@@ -28,10 +28,10 @@ impl<'a> Quiesced<'a> {
         }
     }
 
-    /// Tells it that it is over; says what went wrong, first of all.
-    pub fn end(mut self) -> Option<Doubt> {
+    /// Tells it that it is over. Says whether it was ready all the time, and what went wrong, first of all.
+    pub fn end(mut self) -> (bool, Option<Doubt>) {
         let failed = self.release();
-        self.doubt.take().or(failed)
+        (self.ready, self.doubt.take().or(failed))
     }
 
     fn release(&mut self) -> Option<Doubt> {
@@ -39,6 +39,8 @@ impl<'a> Quiesced<'a> {
             return None;
         }
         let error = self.freezer.release().err()?;
+        // It has gone on before.
+        self.ready &= error.kind() != io::ErrorKind::TimedOut;
         Some(Doubt::hook(&error))
     }
 }

@@ -132,8 +132,7 @@ impl Capture<'_> {
                 Err(error) => break Err(Doubt::NotStopped(error.to_string())),
             }
         };
-        let ready = quiesced.ready;
-        let mut doubt = quiesced.end();
+        let (ready, mut doubt) = quiesced.end();
         let consistency = match outcome {
             Ok(Consistency::Crash) if ready => Consistency::Application,
             Ok(consistency) => consistency,

@@ -13,7 +13,7 @@ use std::{
     os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
     process::Command,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -66,6 +66,39 @@ pub struct Watch {
     ended: EventFd,
     stop: std::sync::atomic::AtomicBool,
     tidied: Mutex<Instant>,
+    places: Places,
+}
+
+/// How many states are looked at side by side: an application that takes its time to make itself ready, or a disk that does
+/// not answer, is not to hold up all others.
+const SIDE_BY_SIDE: usize = 3;
+
+/// As many places as there are.
+#[derive(Default)]
+struct Places {
+    taken: Mutex<usize>,
+    left: Condvar,
+}
+
+/// One of them, until this goes.
+struct Place<'p>(&'p Places);
+
+impl Places {
+    /// Waits for one.
+    fn take(&self) -> Place<'_> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |taken: &mut usize| *taken >= SIDE_BY_SIDE;
+        let free = self.left.wait_while(taken, full);
+        *free.unwrap_or_else(PoisonError::into_inner) += 1;
+        Place(self)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.left.notify_one();
+    }
 }
 
 impl Watch {
@@ -98,6 +131,7 @@ impl Watch {
             ended,
             stop: false.into(),
             tidied: Mutex::new(Instant::now()),
+            places: Places::default(),
         };
         for info in watch.keeper.node().states()? {
             if info.in_use_by.is_some() {
@@ -171,7 +205,15 @@ impl Watch {
             scope.spawn(|| self.listen());
             while !self.stopped() {
                 match self.due() {
-                    Some((name, watched)) => self.look(name, watched),
+                    Some((name, watched)) => {
+                        let place = self.places.take();
+                        scope.spawn(move || {
+                            self.look(name, watched);
+                            drop(place);
+                            // When it is looked at next is known now.
+                            self.wake();
+                        });
+                    }
                     None => self.sleep(),
                 }
             }

@@ -24,7 +24,7 @@ use crate::{
     cgroup::Cgroup,
     error::{Context, Error, Result},
     freeze::Standstill,
-    hooks::{self, Hooks},
+    hooks::{self, Hooks, Waiting},
     io::{IoOptions, Stdio},
     keep::Root,
     keeper::Keeper,
@@ -67,6 +67,7 @@ pub struct Container {
     options: Options,
     namespace: String,
     hooks: Hooks,
+    waiting: Waiting,
 }
 
 #[derive(Clone)]
@@ -153,6 +154,7 @@ impl Container {
             options,
             namespace: namespace.to_owned(),
             hooks,
+            waiting: Waiting::default(),
         };
         if !restoring && let Err(error) = container.create_init().await {
             container.undo_create().await;
@@ -559,11 +561,36 @@ impl Container {
         self.standstill.begin(cgroup, limit).await
     }
 
-    /// Runs what the annotations want to be run in it before or after a commit; says whether there is anything.
+    /// Runs what the annotations want to be run in it before or after a commit; says whether there is anything. Where the
+    /// end of the commit does not come, it is told of that all the same.
     ///
     /// # Errors
     /// A container that does not run, or a command that fails.
-    pub async fn hook(&self, after: bool, reaper: &Reaper) -> Result<bool> {
+    pub async fn hook(self: &Arc<Self>, after: bool, reaper: &Reaper) -> Result<bool> {
+        if after {
+            self.waiting.end()?;
+            return self.run_hook(after, reaper).await;
+        }
+        let ran = self.run_hook(after, reaper).await;
+        if !matches!(ran, Ok(false)) && self.hooks.command(true).is_some() {
+            let (begun, container, reaper) = (self.waiting.begin(), Arc::downgrade(self), reaper.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(hooks::OVERDUE).await;
+                let Some(container) = container.upgrade().filter(|c| c.waiting.is_overdue(begun)) else {
+                    return;
+                };
+                match container.run_hook(true, &reaper).await {
+                    Ok(_) => tracing::warn!(id = container.id, "a commit did not end: post-commit was run"),
+                    Err(error) => {
+                        tracing::warn!(id = container.id, %error, "a commit did not end: post-commit")
+                    }
+                }
+            });
+        }
+        ran
+    }
+
+    async fn run_hook(&self, after: bool, reaper: &Reaper) -> Result<bool> {
         let Some(command) = self.hooks.command(after) else {
             return Ok(false);
         };

@@ -19,6 +19,9 @@ pub enum Error {
     /// The request is right but not now (a stopped container, a held lease).
     #[error("{0}")]
     FailedPrecondition(String),
+    /// It has been done without whoever asks, who took too long.
+    #[error("{0}")]
+    Overdue(String),
     /// The other side cannot be reached.
     #[error("{0}")]
     Unavailable(String),
@@ -57,6 +60,7 @@ impl From<Error> for ttrpc::Error {
             Error::AlreadyExists(_) => Code::ALREADY_EXISTS,
             Error::InvalidArgument(_) => Code::INVALID_ARGUMENT,
             Error::FailedPrecondition(_) => Code::FAILED_PRECONDITION,
+            Error::Overdue(_) => Code::ABORTED,
             Error::Unavailable(_) => Code::UNAVAILABLE,
             Error::Unimplemented(_) => Code::UNIMPLEMENTED,
             Error::Io { .. } | Error::Runtime { .. } | Error::Other(_) => Code::UNKNOWN,

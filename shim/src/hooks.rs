@@ -1,7 +1,11 @@
 //! What the container's annotations want to be run in it before and after a commit (`diffkeeper.io/pre-commit`,
 //! `post-commit`): as the container's own process runs, with its user, environment and rights.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use nix::unistd::Pid;
 use runtime_spec::annotations::Annotations;
@@ -26,6 +30,62 @@ const TOLD: usize = 300;
 const PIPE: usize = 16;
 /// No exec has such a name.
 const FILES: [&str; 2] = [".hook.pid", ".hook.process.json"];
+
+/// How long after the first command the end of a commit is waited for: who asked for it may be gone.
+pub const OVERDUE: Duration = Duration::from_secs(30);
+
+/// Whether the application waits to be told that a commit is over.
+#[derive(Debug, Default)]
+pub struct Waiting(Mutex<Wait>);
+
+#[derive(Debug, Default)]
+struct Wait {
+    /// How often it was told that one begins.
+    begun: u64,
+    waits: bool,
+    /// It was told of the end by nobody's order.
+    overdue: bool,
+}
+
+impl Waiting {
+    fn wait(&self) -> MutexGuard<'_, Wait> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It was told that a commit begins; which one.
+    pub fn begin(&self) -> u64 {
+        let mut wait = self.wait();
+        wait.begun += 1;
+        (wait.waits, wait.overdue) = (true, false);
+        wait.begun
+    }
+
+    /// Somebody is about to tell it that the commit is over.
+    ///
+    /// # Errors
+    /// [`Error::Overdue`] where it has been told.
+    pub fn end(&self) -> Result<()> {
+        let mut wait = self.wait();
+        wait.waits = false;
+        if std::mem::take(&mut wait.overdue) {
+            return Err(Error::Overdue(format!(
+                "post-commit was run before the commit was made: it had not come within {} s",
+                OVERDUE.as_secs()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether it has to be told of this commit's end by whoever asks.
+    pub fn is_overdue(&self, begun: u64) -> bool {
+        let mut wait = self.wait();
+        let overdue = wait.waits && wait.begun == begun;
+        if overdue {
+            (wait.waits, wait.overdue) = (false, true);
+        }
+        overdue
+    }
+}
 
 /// The commands; empty where there is none.
 #[derive(Debug, Default)]
@@ -158,4 +218,30 @@ fn process(bundle: &Path, command: &[String]) -> Result<Vec<u8>> {
         process.remove("consoleSize");
     }
     serde_json::to_vec(&process).map_err(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_is_told_once() {
+        let waiting = Waiting::default();
+        // Nobody was told of a beginning: the end is told to whoever wants to hear it.
+        waiting.end().unwrap();
+        let first = waiting.begin();
+        waiting.end().unwrap();
+        assert!(!waiting.is_overdue(first), "it has been told");
+        let second = waiting.begin();
+        assert!(!waiting.is_overdue(first), "that is long over");
+        assert!(waiting.is_overdue(second) && !waiting.is_overdue(second));
+        // Whoever comes after that hears that it is too late, once.
+        assert!(matches!(waiting.end(), Err(Error::Overdue(_))));
+        waiting.end().unwrap();
+        // Another commit was begun after a keeper had gone.
+        let (third, fourth) = (waiting.begin(), waiting.begin());
+        assert!(!waiting.is_overdue(third));
+        waiting.end().unwrap();
+        assert!(!waiting.is_overdue(fourth));
+    }
 }

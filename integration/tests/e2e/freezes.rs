@@ -23,6 +23,10 @@ pub const TESTS: &[(&str, Test)] = &[
         "freezes::let_applications_make_ready",
         let_applications_make_ready,
     ),
+    (
+        "freezes::wait_for_no_other_application",
+        wait_for_no_other_application,
+    ),
 ];
 
 /// How long a container may stay frozen whose shim is gone.
@@ -207,6 +211,57 @@ fn are_met_by_no_probe(d: &Daemon) -> Result<()> {
         "probes wait longer than a standstill"
     );
     for name in ["probed", "bare"] {
+        d.forget(name)?;
+    }
+    Ok(())
+}
+
+/// One that takes its time holds up no other container's history; and hears of the end although who asked is gone.
+fn wait_for_no_other_application(d: &Daemon) -> Result<()> {
+    let keeper = Keeper::start(d, "interval = \"200ms\"")?;
+    let before = r#"diffkeeper.io/pre-commit=sh -c "touch /busy; sleep 8; rm /busy""#;
+    let after = r#"diffkeeper.io/post-commit=sh -c "echo after >> /hooks""#;
+    let other = Writer::start(d, "other", &[])?;
+    let slow = Writer::start(d, "slow", &["--annotation", before, "--annotation", after])?;
+    let busy = || d.upper("slow").join("busy").exists();
+    let commits = || -> Result<usize> {
+        let log = d.diffkeeper(&["log", "other", "--json"])?.ok()?;
+        Ok(serde_json::from_str::<Vec<serde_json::Value>>(&log)?.len())
+    };
+    let mut grown = false;
+    // A machine that is slow itself may need more than one of its commits.
+    for _ in 0..6 {
+        until("the slow one's command", LIMIT * 2, busy)?;
+        let first = commits()?;
+        while !grown && busy() {
+            grown = commits()? >= first + 2 && busy();
+        }
+        if grown {
+            break;
+        }
+    }
+    ensure!(
+        grown,
+        "nothing else is recorded while an application makes itself ready"
+    );
+    // Only one of the versions, for it takes its time.
+    if soak() || d.version == "2" {
+        let hooks = d.upper("slow").join("hooks");
+        let told = || fs::read_to_string(&hooks).map_or(0, |text| text.lines().count());
+        until("the slow one's command", LIMIT * 2, busy)?;
+        let before = told();
+        keeper.kill()?;
+        until(
+            "the end of a commit that nobody makes any more",
+            LIMIT * 5,
+            || told() > before,
+        )?;
+        std::thread::sleep(Duration::from_millis(500));
+        ensure!(told() == before + 1, "it was told more than once");
+    }
+    slow.goes_on(LIMIT)?;
+    other.goes_on(LIMIT)?;
+    for name in ["slow", "other"] {
         d.forget(name)?;
     }
     Ok(())

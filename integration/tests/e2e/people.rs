@@ -478,7 +478,7 @@ fn stops_as_its_image_wants(d: &Daemon, cri: &Cri) -> Result<()> {
     let status = ended(&mut child)?;
     ensure!(status.success(), "{status}");
     // What it did with its signal was recorded before the restore.
-    let told = said(d, &["cat", &format!("{state}@~1:/ended")])?;
+    let told = said(d, &["cat", &format!("{state}@~1"), "/ended"])?;
     ensure!(told == "INT", "{told}");
     pod.delete()?;
     said(d, &["rm", state, "--yes", "--history"])?;
