@@ -1,5 +1,7 @@
 //! What the keeper does with the states of a node: commits, restores, forks.
 
+#[cfg(test)]
+mod many;
 mod restore;
 #[cfg(test)]
 mod restore_kills;
