@@ -51,6 +51,7 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
                 "entries": size.entries,
                 "limit": quota.map(|quota| quota.limit),
                 "limited": quota.is_some_and(|quota| quota.used.is_some()),
+                "uncounted_bytes": info.uncounted()?,
                 "last_used": last_used.map(seconds),
                 "in_use_by": info.in_use_by.as_ref().map(|h| json!({
                     "container": h.container_id, "namespace": h.namespace, "pid": h.init.map(|i| i.pid),
@@ -67,7 +68,7 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
         } else {
             let mut row = vec![
                 info.name.to_string(),
-                taken(size.allocated, quota),
+                taken(size.allocated, quota) + &outside(&info)?,
                 last_used.map_or_else(unused, |at| table::relative(at, now)),
                 info.in_use_by
                     .as_ref()
@@ -93,7 +94,7 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
     for (name, history) in orphans {
         if as_json {
             objects.push(json!({
-                "name": name, "live": false, "bytes": 0, "apparent_bytes": 0, "entries": 0, "limit": null, "limited": false, "last_used": null,
+                "name": name, "live": false, "bytes": 0, "apparent_bytes": 0, "entries": 0, "limit": null, "limited": false, "uncounted_bytes": null, "last_used": null,
                 "in_use_by": null, "name_chosen": null, "expires": null, "failed_starts": null, "roots": [],
                 "commits": history.commits, "newest_commit_ns": history.newest,
             }));
@@ -167,6 +168,14 @@ fn taken(bytes: u64, quota: Option<Quota>) -> String {
             format!("{} of {}, not enforced", table::bytes(bytes), table::bytes(limit))
         }
     }
+}
+
+/// What of it escapes its limit.
+fn outside(info: &StateInfo) -> Result<String> {
+    let more = info.uncounted()?;
+    Ok(more.map_or_else(String::new, |more| {
+        format!(", {} not counted", table::bytes(more))
+    }))
 }
 
 /// How many commits, and when the newest was made.

@@ -63,6 +63,20 @@ impl Keeper {
         })?)
     }
 
+    /// Puts down what each live tree's last container has said, whether or not it has been recorded since: without the live
+    /// tree nobody knows it any more.
+    fn note_all(&self) -> Result<()> {
+        for info in self.node().states()? {
+            let name = info.name.to_string();
+            let turn = self.turn(&name);
+            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(known) = self.store().state(&name)? {
+                self.note_reclaim(known, info.record.as_ref())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets the live trees that had expired `patience` ago, and the histories that have been without one for as long;
     /// with `dry` only says which. Answers with those that were due.
     ///
@@ -78,6 +92,9 @@ impl Keeper {
         progress.begin("looking for what has expired");
         let mut done = Vec::new();
         let limit = now.checked_sub(patience).unwrap_or(UNIX_EPOCH);
+        if !dry {
+            self.note_all()?;
+        }
         for info in self.node().due(limit)? {
             progress.go_on()?;
             let name = info.name.to_string();
@@ -171,8 +188,18 @@ impl Keeper {
         Ok(None)
     }
 
-    /// When there is something to reclaim next; none where nothing will expire by itself. What is in use is put down as used
-    /// now.
+    /// Puts down that what is in use is used now: should the node stop without a word, its time begins here.
+    ///
+    /// # Errors
+    /// States that cannot be listed, a disk that cannot be written.
+    fn still_held(&self, now: SystemTime) -> Result<()> {
+        for info in self.node().states()? {
+            info.still_held(now)?;
+        }
+        Ok(())
+    }
+
+    /// When there is something to reclaim next; none where nothing will expire by itself.
     ///
     /// # Errors
     /// States that cannot be listed.
@@ -181,7 +208,6 @@ impl Keeper {
         let mut sooner = |at: Duration| next = Some(next.map_or(at, |next| next.min(at)));
         for info in self.node().states()? {
             if info.in_use_by.is_some() {
-                info.still_held(now)?;
                 sooner(LONGEST);
             } else if let Some(at) = info.expires_at() {
                 sooner(at.duration_since(now).unwrap_or_default());
@@ -295,6 +321,7 @@ impl Schedule {
         if forgotten {
             keeper.tidy(false, &Progress::default())?;
         }
+        keeper.still_held(now)?;
         let next = keeper.next_reclaim(now)?.map(|next| next + PATIENCE);
         Ok(if kept { Some(LONGEST) } else { next })
     }
@@ -415,6 +442,41 @@ mod tests {
         assert_eq!(keeper.store().verify(100, |_| {}).unwrap().problems, []);
     }
 
+    /// A container that is not recorded says how long its history stays, too.
+    #[test]
+    fn what_the_last_container_wants_counts_without_a_commit() {
+        if !crate::tests::root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = opened(dir.path());
+        let noon = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        lived(&keeper, "ctr/default/web", Policy::After(60), noon);
+        let state = keeper.node().state(&"ctr/default/web".parse().unwrap());
+        let life = Life {
+            chosen: true,
+            reclaim: Policy::Keep,
+            container: "c2",
+            roots: &[state.root(&Root::Rootfs).unwrap()],
+            image: None,
+            exclude: &[],
+            capture: Some(0),
+        };
+        state.attached(&life, noon).unwrap();
+        let reclaim = |at: u64| {
+            let at = noon + Duration::from_secs(at);
+            told(
+                &keeper
+                    .reclaim(at, Duration::ZERO, false, &Progress::default())
+                    .unwrap(),
+            )
+        };
+        assert!(reclaim(1).is_empty());
+        state.forget().unwrap();
+        assert!(reclaim(WEEK).is_empty());
+        assert!(keeper.known("web").unwrap().head.is_some());
+    }
+
     #[test]
     fn a_node_that_stops_without_a_word_takes_nobody_s_time() {
         if !crate::tests::root() {
@@ -431,6 +493,7 @@ mod tests {
         };
         lease.update(|_| {}).unwrap();
         assert_eq!(keeper.next_reclaim(after(WEEK)).unwrap(), Some(LONGEST));
+        keeper.still_held(after(WEEK)).unwrap();
         // The lock is gone, and what says who had it stays.
         drop(lease);
         let reclaim = |at| {

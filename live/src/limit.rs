@@ -22,7 +22,7 @@ use crate::{
     project,
     reclaim::StateInfo,
     state::{State, read_json, write_json},
-    sys,
+    sys, tree,
 };
 
 /// Projects of ours begin here: what an administrator numbers by hand is smaller.
@@ -66,6 +66,9 @@ pub struct Quota {
     /// What the disk counts; none where it does not hold it to the limit.
     pub used: Option<u64>,
 }
+
+/// What the disk may count otherwise than the files tell: blocks of its own, what is being written.
+const SLACK: u64 = 4 << 20;
 
 impl Node {
     /// Whether the disk can hold live trees to a limit.
@@ -213,6 +216,20 @@ impl State {
 }
 
 impl StateInfo {
+    /// What of the live tree the disk does not count towards the limit, because a file's owner has taken it out of the
+    /// project; none where there is no such limit. Walks the tree.
+    ///
+    /// # Errors
+    /// A directory of ours that cannot be read.
+    pub fn uncounted(&self) -> Result<Option<u64>> {
+        let Some(used) = self.quota().and_then(|quota| quota.used) else {
+            return Ok(None);
+        };
+        let there = tree::size(&self.dir().join("roots"))?.allocated;
+        let more = there.saturating_sub(used);
+        Ok((more > SLACK.max(there / 20)).then_some(more))
+    }
+
     /// What it may take; none where it is not limited.
     #[must_use]
     pub fn quota(&self) -> Option<Quota> {

@@ -101,7 +101,8 @@ impl Numbers {
 
     fn make_again(&mut self, dir: &OwnedFd, name: &OsStr, stat: &FileStat, kind: SFlag) -> io::Result<()> {
         const ONE: &str = "one";
-        if stat.st_nlink > 1 {
+        // Each name that is replaced is one less: the last of several looks as if it were the only one.
+        if stat.st_nlink > 1 || self.links.contains_key(&stat.st_ino) {
             let kept = match self.links.get(&stat.st_ino) {
                 Some(kept) => kept,
                 None => {

@@ -356,3 +356,42 @@ fn without_project_quota_a_limit_is_only_told() {
     assert_eq!(state.limit(None).unwrap(), Limited::Not);
     assert_eq!(told(&bench), None);
 }
+
+/// What the kernel lets a container do: a file's owner may take it out of its project, and out of the limit with it, but
+/// not from a user namespace.
+#[test]
+fn an_owner_may_take_a_file_out_of_its_project_but_not_from_a_user_namespace() {
+    for mkfs in KINDS {
+        let Some(disk) = Disk::new(
+            "an_owner_may_take_a_file_out_of_its_project_but_not_from_a_user_namespace",
+            mkfs,
+        ) else {
+            continue;
+        };
+        let chattr = |before: &[&str], file: &Path| {
+            let line = [before, &["chattr", "-p", "0"]].concat();
+            let (program, rest) = line.split_first().unwrap();
+            let out = Command::new(program).args(rest).arg(file).output().unwrap();
+            println!("{line:?}: {out:?}");
+            out.status.success()
+        };
+        let state = disk.bench.state("ctr/default/web");
+        assert_eq!(state.limit(Some(16 * MIB)).unwrap(), Limited::Held);
+        state.rootfs().prepare_overlay(0o777, (0, 0)).unwrap();
+        let mounted = overlay(&disk, &state);
+        let project = |name: &str| {
+            let file = File::open(state.upper().join(name)).unwrap();
+            sys::project(&file).unwrap().number
+        };
+        let (inside, outside) = (mounted.0.join("inside"), mounted.0.join("outside"));
+        std::fs::write(&inside, b"x").unwrap();
+        std::fs::write(&outside, b"x").unwrap();
+        let ours = project("inside");
+        assert_ne!(ours, 0);
+        assert!(!chattr(&["unshare", "--user", "--map-root-user"], &inside));
+        assert_eq!(project("inside"), ours);
+        // Where this fails one day, docs/live-tree.md can promise more.
+        assert!(chattr(&["env"], &outside));
+        assert_eq!(project("outside"), 0);
+    }
+}
