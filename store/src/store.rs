@@ -94,6 +94,17 @@ struct Writing {
 }
 
 impl Writing {
+    /// Refuses what was begun before something was lost.
+    fn same(&self, lost: u64) -> Result<()> {
+        if lost == self.lost {
+            return Ok(());
+        }
+        Err(Error::Refused(
+            "the disk failed while this was recorded, and a part of it may be gone: it is to be tried again"
+                .into(),
+        ))
+    }
+
     /// Syncs what no batch has named yet, and names it.
     fn sync(&mut self, batch: &mut Batch) -> Result<()> {
         for writer in self.open.values_mut().chain(self.full.iter_mut()) {
@@ -449,9 +460,11 @@ impl Store {
         }
     }
 
-    fn append(&self, key: Key, encoded: &Encoded, again: bool) -> Result<u64> {
+    fn append(&self, key: Key, encoded: &Encoded, again: bool, lost: u64) -> Result<u64> {
         let (domain, object, id) = key;
         let mut writing = locked(&self.writing);
+        // What it stands on may be gone, and another session would publish it.
+        writing.same(lost)?;
         // Another thread may have had the same content. What was published since the caller looked is written a second
         // time: rare, and harmless.
         let there = self
@@ -551,11 +564,8 @@ impl Store {
         let mut batch = self.catalog.batch();
         more(&mut batch)?;
         let mut writing = locked(&self.writing);
-        if lost.is_some_and(|lost| lost != writing.lost) {
-            return Err(Error::Refused(
-                "the disk failed while this was recorded, and a part of it may be gone: it is to be tried again"
-                    .into(),
-            ));
+        if let Some(lost) = lost {
+            writing.same(lost)?;
         }
         fault::point("packs-before-sync");
         if let Err(error) = writing.sync(&mut batch) {
@@ -585,6 +595,12 @@ impl Store {
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
         Ok(())
+    }
+
+    /// As a disk that fails at a sync does.
+    #[cfg(test)]
+    pub(crate) fn fail(&self) {
+        self.abandon(&mut locked(&self.writing));
     }
 
     /// Forgets what was added since the last batch: which of it the disk has nobody knows.
@@ -713,7 +729,7 @@ impl Session<'_> {
     pub(crate) fn add(&self, encoded: &Encoded, again: bool) -> Result<()> {
         let key = (self.domain, encoded.record.object, encoded.record.id);
         self.store.spare(key);
-        let added = self.store.append(key, encoded, again)?;
+        let added = self.store.append(key, encoded, again, self.lost)?;
         self.written.fetch_add(added, Ordering::Relaxed);
         Ok(())
     }

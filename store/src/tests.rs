@@ -369,6 +369,28 @@ fn garbage_goes_and_nothing_else() {
     assert!(raw(in_marker));
 }
 
+/// What one session had encoded on top of what is gone, another would publish.
+#[test]
+fn who_began_before_the_disk_failed_adds_nothing_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    commit(&store, "s", |s| {
+        vec![put(write(s, "f", &noise(200_000, 1), None))]
+    });
+    let early = store.session(known(&store, "s").domain);
+    let first = noise(200_000, 2);
+    write(&early, "g", &first, None);
+    store.fail();
+    let mut second = first;
+    second[1000] ^= 1;
+    let refused = early.content(second.as_slice(), second.len() as u64, None, "g");
+    let told = refused.err().unwrap().to_string();
+    assert!(told.contains("tried again"), "{told}");
+    drop(early);
+    commit(&store, "s", |s| vec![put(write(s, "g", &second, None))]);
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+}
+
 /// A restore holds its session for as long as it takes, and begins others.
 #[test]
 fn a_gc_that_waits_for_a_session_holds_up_nobody_else() {
