@@ -279,11 +279,7 @@ impl Capture<'_> {
         if learning && beyond.is_empty() {
             self.learned(std::mem::take(&mut first.dirs));
         }
-        let suspects = first.seen.iter().filter(|seen| {
-            let look = tree::look(&seen.stat);
-            looks.get(&seen.key) != Some(&look)
-        });
-        let suspects: Vec<&Seen> = suspects.collect();
+        let suspects = suspects(&first.seen, looks);
         // As many as there were, and each looks as it did.
         let still = suspects.is_empty() && first.seen.len() == looks.len();
         let outcome = |read, at, stood| Outcome {
@@ -473,13 +469,26 @@ impl Capture<'_> {
         again.look(open, &wanted).on("look again at", &of)
     }
 
-    /// Which names are of one file may be another thing now.
-    fn follow(&self, first: &Scan, difference: &Difference, links: &mut Links) {
-        let several = |seen: &Seen| several(&seen.stat);
+    /// Which names are of one file may be another thing now; answers with those of them that look as they did.
+    fn follow(&self, first: &Scan, difference: &Difference, links: &mut Links) -> Vec<Seen> {
         let gone = difference.gone.iter().filter_map(|gone| first.seen.get(*gone));
-        if difference.changed.iter().chain(gone).any(several) {
-            *links = Links::of(&merged(first.seen.clone(), difference));
+        let touched = difference.changed.iter().chain(gone);
+        let touched: HashSet<u64> = inodes_of_several(touched).collect();
+        if touched.is_empty() {
+            return Vec::new();
         }
+        let now = merged(first.seen.clone(), difference);
+        *links = Links::of(&now);
+        let looked_at: HashSet<&[u8]> = difference
+            .changed
+            .iter()
+            .map(|seen| seen.key.as_slice())
+            .collect();
+        let others = now.into_iter().filter(|seen| {
+            let of = several(&seen.stat) && touched.contains(&seen.stat.st_ino);
+            of && !looked_at.contains(seen.key.as_slice())
+        });
+        others.collect()
     }
 
     /// What differs from the old tree.
@@ -532,6 +541,27 @@ impl Capture<'_> {
     }
 }
 
+/// The files of several names among these.
+fn inodes_of_several<'s>(seen: impl Iterator<Item = &'s Seen>) -> impl Iterator<Item = u64> {
+    seen.filter(|seen| several(&seen.stat))
+        .map(|seen| seen.stat.st_ino)
+}
+
+/// What does not look as it did. A name that moves with its directory leaves no mark on the file and its other names, and
+/// they are told by the first of all: with one of them go all.
+fn suspects<'s>(seen: &'s [Seen], looks: &HashMap<Vec<u8>, Look>) -> Vec<&'s Seen> {
+    let differs = |seen: &&Seen| looks.get(&seen.key) != Some(&tree::look(&seen.stat));
+    let mut touched: HashSet<u64> = inodes_of_several(seen.iter().filter(differs)).collect();
+    if inodes_of_several(seen.iter()).next().is_some() {
+        let there: HashSet<&[u8]> = seen.iter().map(|seen| seen.key.as_slice()).collect();
+        let gone = looks.iter().filter(|(key, _)| !there.contains(key.as_slice()));
+        touched.extend(gone.map(|(_, look)| look.inode));
+    }
+    seen.iter()
+        .filter(|seen| differs(seen) || several(&seen.stat) && touched.contains(&seen.stat.st_ino))
+        .collect()
+}
+
 /// A whole tree that is looked at.
 struct All<'a, 'c, 's> {
     capture: &'a Capture<'c>,
@@ -564,8 +594,8 @@ fn differing(
     flush: bool,
 ) -> Result<(Difference, HashMap<Vec<u8>, Read>)> {
     let difference = capture.difference(again)?;
-    capture.follow(last, &difference, links);
-    let changed: Vec<&Seen> = difference.changed.iter().collect();
+    let others = capture.follow(last, &difference, links);
+    let changed: Vec<&Seen> = difference.changed.iter().chain(&others).collect();
     let fresh = recorder.read(&changed, links, at, flush)?;
     Ok((difference, fresh))
 }

@@ -377,6 +377,54 @@ fn a_commit_is_of_the_moment_of_the_freeze() {
     assert_eq!(next.commit.entries, 4);
 }
 
+/// Moves a directory when the container is to stand still.
+struct Moving<'a>(&'a Path, &'a str, &'a str);
+
+impl Freezer for Moving<'_> {
+    fn freeze(&self, _: Duration) -> io::Result<bool> {
+        fs::rename(self.0.join(self.1), self.0.join(self.2)).map(|()| true)
+    }
+
+    fn thaw(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn names_of_one_file_stay_together_when_their_directories_move() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = dir.path().join("upper");
+    fs::create_dir_all(upper.join("b/sub")).unwrap();
+    fs::create_dir(upper.join("m")).unwrap();
+    fs::write(upper.join("b/sub/file"), "content").unwrap();
+    fs::hard_link(upper.join("b/sub/file"), upper.join("m/name")).unwrap();
+    let store = store(dir.path());
+    let comes_back = |recorded: Recorded| {
+        let to = dir.path().join("to");
+        materialise(&store, &recorded, &to);
+        same(&listing(&upper), &listing(&to));
+        fs::remove_dir_all(&to).unwrap();
+    };
+    comes_back(capture(&store, &upper, None, None).unwrap());
+    // The one that all others are told by comes last, goes, comes first, between two commits and in the middle of one.
+    for (from, to) in [("b", "x"), ("x", "tmp"), ("tmp", "a"), ("m", "0")] {
+        fs::rename(upper.join(from), upper.join(to)).unwrap();
+        if to == "tmp" {
+            // It is excluded.
+            let recorded = capture(&store, &upper, None, None).unwrap();
+            let entries = recorded.commit.entries;
+            assert_eq!(entries, 3, "the top, a directory and a file");
+            materialise(&store, &recorded, &dir.path().join("part"));
+            assert_eq!(fs::read(dir.path().join("part/m/name")).unwrap(), b"content");
+        } else {
+            comes_back(capture(&store, &upper, None, None).unwrap());
+        }
+    }
+    for (from, to) in [("a", "x"), ("x", "-")] {
+        comes_back(capture(&store, &upper, Some(&Moving(&upper, from, to)), None).unwrap());
+    }
+}
+
 #[test]
 fn a_part_of_a_tree() {
     let dir = tempfile::tempdir().unwrap();
