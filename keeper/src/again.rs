@@ -63,7 +63,7 @@ impl Difference {
     }
 }
 
-fn is_directory(stat: &FileStat) -> bool {
+pub(crate) fn is_directory(stat: &FileStat) -> bool {
     stat.st_mode & libc::S_IFMT == libc::S_IFDIR
 }
 

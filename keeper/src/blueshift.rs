@@ -20,7 +20,7 @@ use store::{
 };
 
 use crate::{
-    again::{Again, Difference, merged},
+    again::{Again, Difference, is_directory, merged},
     error::{Context, Error, Result},
     named::several,
     progress::Progress,
@@ -158,13 +158,20 @@ struct Scan {
     at: SystemTime,
     /// The directories, where they are to be watched.
     dirs: Vec<(Handle, Vec<u8>)>,
+    /// What was found, and could not be read: it is gone, or a directory on the way to it was elsewhere for a moment, which
+    /// leaves no mark on it.
+    missed: HashSet<Vec<u8>>,
 }
 
 impl Scan {
-    /// Makes ready to look again. What was read is told by how it looked when it was read; that may have been after the walk.
+    /// Makes ready to look again. What was read is told by how it looked when it was read; that may have been after the walk,
+    /// which had listed the directories: one that had changed by then is listed again.
     fn again(&self, read: &HashMap<Vec<u8>, Read>) -> Again<'_> {
         Again::new(&self.seen, |seen| match read.get(&seen.key) {
-            Some(read) => read.look,
+            Some(read) => read
+                .look
+                .filter(|look| !is_directory(&seen.stat) || *look == tree::look(&seen.stat)),
+            None if self.missed.contains(&seen.key) => None,
             None => Some(tree::look(&seen.stat)).filter(|look| self.old(look)),
         })
     }
@@ -313,6 +320,7 @@ impl Capture<'_> {
             .expect(suspects.len() as u64, files.map(size).sum());
         let flush = self.freezer.is_some();
         let read = recorder.read(&suspects, &links, first.at, flush)?;
+        first.missed = unread(&suspects, &read);
         let Some(freezer) = self.freezer else {
             return Ok((outcome(read, first.at, self.by_itself()), first.seen));
         };
@@ -429,7 +437,13 @@ impl Capture<'_> {
                 .and_then(|open| tree::walk_opening(open, &top.name, wanted, each, opened))
                 .on("walk", &top.path)?;
         }
-        Ok((Scan { seen, at, dirs }, beyond.into_inner()))
+        let scan = Scan {
+            seen,
+            at,
+            dirs,
+            missed: HashSet::new(),
+        };
+        Ok((scan, beyond.into_inner()))
     }
 
     /// The keys of what is excluded of a tree.
@@ -571,16 +585,31 @@ struct All<'a, 'c, 's> {
     read: HashMap<Vec<u8>, Read>,
 }
 
+/// What another look has found.
+struct Anew {
+    difference: Difference,
+    read: HashMap<Vec<u8>, Read>,
+    missed: HashSet<Vec<u8>>,
+}
+
 impl All<'_, '_, '_> {
     /// What was found, and read of it, at a time.
-    fn take(&mut self, difference: &Difference, fresh: HashMap<Vec<u8>, Read>, at: SystemTime) {
-        self.read.extend(fresh);
+    fn take(&mut self, found: Anew, at: SystemTime) {
+        self.read.extend(found.read);
         self.last = Scan {
-            seen: merged(std::mem::take(&mut self.last.seen), difference),
+            seen: merged(std::mem::take(&mut self.last.seen), &found.difference),
             at,
             dirs: Vec::new(),
+            // What was missed before has been found again, or is gone.
+            missed: found.missed,
         };
     }
+}
+
+/// What was to be read and was not.
+fn unread(seen: &[&Seen], read: &HashMap<Vec<u8>, Read>) -> HashSet<Vec<u8>> {
+    let missed = seen.iter().filter(|seen| !read.contains_key(&seen.key));
+    missed.map(|seen| seen.key.clone()).collect()
 }
 
 /// Reads what differs.
@@ -592,12 +621,17 @@ fn differing(
     links: &mut Links,
     at: SystemTime,
     flush: bool,
-) -> Result<(Difference, HashMap<Vec<u8>, Read>)> {
+) -> Result<Anew> {
     let difference = capture.difference(again)?;
     let others = capture.follow(last, &difference, links);
     let changed: Vec<&Seen> = difference.changed.iter().chain(&others).collect();
-    let fresh = recorder.read(&changed, links, at, flush)?;
-    Ok((difference, fresh))
+    let read = recorder.read(&changed, links, at, flush)?;
+    let missed = unread(&changed, &read);
+    Ok(Anew {
+        difference,
+        read,
+        missed,
+    })
 }
 
 impl Looking for All<'_, '_, '_> {
@@ -606,7 +640,7 @@ impl Looking for All<'_, '_, '_> {
     fn again(&mut self) -> Result<()> {
         let at = SystemTime::now();
         let again = self.last.again(&self.read);
-        let (difference, fresh) = differing(
+        let found = differing(
             self.capture,
             self.recorder,
             &again,
@@ -615,7 +649,7 @@ impl Looking for All<'_, '_, '_> {
             at,
             true,
         )?;
-        self.take(&difference, fresh, at);
+        self.take(found, at);
         Ok(())
     }
 
@@ -634,9 +668,9 @@ impl Looking for All<'_, '_, '_> {
             );
             (at, found)
         });
-        let (difference, mut fresh) = found?;
-        fresh.values_mut().for_each(Read::unflushed);
-        self.take(&difference, fresh, at);
+        let mut found = found?;
+        found.read.values_mut().for_each(Read::unflushed);
+        self.take(found, at);
         Ok(())
     }
 }

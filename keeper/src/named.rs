@@ -20,6 +20,7 @@ use nix::{
 use store::Look;
 
 use crate::{
+    again::is_directory,
     tree::{self, DIR, Seen},
     watcher::{Handle, Hint, Hints, handle_at},
 };
@@ -137,10 +138,6 @@ pub(crate) struct Looking<'a> {
     pub names: &'a Names,
     /// Opens what has a handle.
     pub find: &'a dyn Fn(&Handle) -> io::Result<OwnedFd>,
-}
-
-fn is_directory(stat: &FileStat) -> bool {
-    stat.st_mode & libc::S_IFMT == libc::S_IFDIR
 }
 
 fn is_gone(error: &io::Error) -> bool {
