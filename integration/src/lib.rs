@@ -7,9 +7,11 @@ pub mod daemon;
 pub mod databases;
 pub mod docker;
 pub mod history;
+pub mod operations;
 pub mod peers;
 pub mod standstill;
 pub mod stream;
+pub mod tree;
 pub mod wait;
 
 use anyhow::{Result, anyhow};

@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Test, soak};
+use crate::{Test, once, soak};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("freezes::end_with_whoever_asked", end_with_whoever_asked),
@@ -174,8 +174,7 @@ fn leave_owners_their_way(d: &Daemon) -> Result<()> {
 
 /// Health checks by exec beside one another, in a container that is recorded all the time and in one that is not.
 fn are_met_by_no_probe(d: &Daemon) -> Result<()> {
-    if d.version != "2" && !soak() {
-        // What differs between versions is not here.
+    if !once(d) {
         return Ok(());
     }
     let max_pause = Duration::from_millis(50);

@@ -6,11 +6,13 @@ mod calls;
 mod cri;
 mod databases;
 mod export;
+mod faults;
 mod freezes;
 mod history;
 mod keeps;
 mod kills;
 mod limits;
+mod operations;
 mod parity;
 mod people;
 mod pods;
@@ -19,10 +21,10 @@ mod records;
 mod scripts;
 mod watchers;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::{Result, bail};
-use integration::{Daemon, second_chance};
+use integration::{Daemon, operations::WORD, second_chance};
 use libtest_mimic::{Arguments, Trial};
 
 /// The containerd versions of Debian's suites.
@@ -35,7 +37,23 @@ fn soak() -> bool {
     std::env::var_os("DIFFKEEPER_SOAK").is_some()
 }
 
+/// Whether a test that containerd's version makes no difference to is to be run on this one: the newest, or the only one
+/// there is (`hack/vm`).
+fn once(d: &Daemon) -> bool {
+    d.version == "2" || soak() || std::env::var_os("DIFFKEEPER_ALONE").is_some()
+}
+
 fn main() -> ExitCode {
+    // What the tests of random operations run in a container is this program.
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [WORD, dir, seed, which] = words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        let done = seed
+            .parse()
+            .map_err(Into::into)
+            .and_then(|seed| integration::operations::run(Path::new(dir), seed, which == "all"));
+        eprintln!("{done:?}");
+        return ExitCode::FAILURE;
+    }
     let mut arguments = Arguments::from_args();
     // They kill daemons and measure: one at a time.
     arguments.test_threads = Some(1);
@@ -57,6 +75,8 @@ fn main() -> ExitCode {
         scripts::TESTS,
         bad_input::TESTS,
         watchers::TESTS,
+        operations::TESTS,
+        faults::TESTS,
     ]
     .concat();
     let listing = arguments.list;

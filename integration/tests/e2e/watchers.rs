@@ -55,7 +55,7 @@ fn watcher(d: &Daemon) -> Result<String> {
 }
 
 /// Whether fanotify, which is configured, can serve here.
-fn fanotify(d: &Daemon) -> Result<bool> {
+pub fn fanotify(d: &Daemon) -> Result<bool> {
     let found = watcher(d)?;
     if !found.starts_with("fanotify") {
         println!("fanotify does not serve here: {found}");
