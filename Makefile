@@ -16,7 +16,7 @@ RELEASE    := $(CARGO_TARGET_DIR)/release
 IMAGE      ?= ghcr.io/diffkeeper/diffkeeper:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: build image install uninstall demo test test-unit test-e2e test-vm bench bench-delta bench-capture soak lint clean help setup
+.PHONY: build image install uninstall demo test test-unit test-e2e test-vm test-kernels bench bench-delta bench-capture soak lint clean help setup
 
 build: ## build the shim and the command line, statically linked
 	@command -v protoc >/dev/null || { echo "protoc is needed (containerd's API): apt-get install protobuf-compiler"; exit 1; }
@@ -63,6 +63,10 @@ test-vm: setup build ## on Debian's kernel with cgroup v2 alone, and after power
 	@hack/vm e2e parity calls::metrics calls::limits keeps::everything kills
 	@hack/vm powercut
 
+test-kernels: setup build ## what depends on the kernel: Debian's 6.1 and 6.12, cgroup v2 and v1 (QEMU, very slow)
+	@hack/setup qemu
+	@hack/vm kernels
+
 bench: setup build ## speed and size beside the stock shim, restic and borg, as tables (root)
 	@hack/setup bench
 	@hack/test bench
@@ -88,4 +92,4 @@ setup: # what the other targets need on this machine; part of them
 	@hack/setup
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
