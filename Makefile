@@ -74,8 +74,8 @@ bench: setup build ## speed and size beside the stock shim, restic and borg, as 
 bench-delta: ## speed of cutting, hashing and encoding, and what 20 versions take beside restic and borg, as tables
 	BENCH_ONLY=delta $(CARGO) bench -p diffkeeper-integration --bench delta --bench sizes
 
-bench-capture: ## what a commit of a small change costs in a tree of a million entries (root)
-	$(CARGO) bench -p diffkeeper-integration --bench capture
+bench-capture: setup build ## what a commit costs: small changes among a million entries, how long a container stands still (root)
+	@hack/test bench-capture
 
 lint: ## formatting, clippy, documentation, shell scripts
 	$(CARGO) fmt --all --check

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use integration::bench::{self, Bar, Figure, figure};
+use integration::bench::{self, Bar, allowed, figure};
 use keeper::{
     blueshift::{Capture, Freezer, Top},
     watcher::writers::Writers,
@@ -91,12 +91,6 @@ fn change(upper: &Path, entries: usize, round: usize) -> Result<()> {
     Ok(())
 }
 
-fn one(case: &str, unit: &'static str, value: f64, most: f64) -> Figure {
-    let mut figure = figure(case, unit, &[value], &[most], "allowed", &Bar::AtMost(1.0));
-    figure.interval = None;
-    figure
-}
-
 /// A commit after one page of a file has changed, of which `cold` says whether the rest of it is in memory.
 fn page(store: &Store, upper: &Path, watching: &Watching, round: u64, cold: bool) -> Result<(Recorded, f64)> {
     use std::os::unix::fs::FileExt;
@@ -158,9 +152,9 @@ fn pages(figures: &mut Vec<Figure>) -> Result<()> {
         }
         let case = |of: &str| format!("a page of {gib} GiB, {what}: {of}");
         figures.extend([
-            one(&case("clock"), "ms", bench::median(&walls), 20.0),
-            one(&case("read"), "KiB", bench::median(&read), 1024.0),
-            one(&case("written"), "KiB", bench::median(&written), 16.0),
+            allowed(&case("clock"), "ms", bench::median(&walls), 20.0),
+            allowed(&case("read"), "KiB", bench::median(&read), 1024.0),
+            allowed(&case("written"), "KiB", bench::median(&written), 16.0),
         ]);
     }
     let (_, wall) = page(&store, &upper, &scan, 99, false)?;
@@ -249,13 +243,13 @@ fn main() -> Result<()> {
         peer.push(cpu()? - before);
     }
     let mut figures = vec![
-        one(
+        allowed(
             &format!("10 changes among {entries}: processor"),
             "ms",
             bench::median(&ours),
             20.0,
         ),
-        one(
+        allowed(
             &format!("10 changes among {entries}: clock"),
             "ms",
             bench::median(&walls),
@@ -269,8 +263,8 @@ fn main() -> Result<()> {
             "scan",
             &Bar::AtMost(0.1),
         ),
-        one("a line a second: part of a core", "%", lightly, 1.0),
-        one("a look where nothing has changed", "ms", nothing, 1.0),
+        allowed("a line a second: part of a core", "%", lightly, 1.0),
+        allowed("a look where nothing has changed", "ms", nothing, 1.0),
     ];
     pages(&mut figures)?;
     bench::report("capture", "Commits of small changes", &figures)

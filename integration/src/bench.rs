@@ -98,6 +98,14 @@ pub fn figure(
     }
 }
 
+/// A figure that is to be no more than so much.
+#[must_use]
+pub fn allowed(case: &str, unit: &'static str, value: f64, most: f64) -> Figure {
+    let mut figure = figure(case, unit, &[value], &[most], "allowed", &Bar::AtMost(1.0));
+    figure.interval = None;
+    figure
+}
+
 /// Paired samples by case: ours, and the peer's.
 pub type Samples = BTreeMap<&'static str, (Vec<f64>, Vec<f64>)>;
 
