@@ -5,6 +5,7 @@ mod builds;
 mod compose;
 mod databases;
 mod export;
+mod pauses;
 mod remapped;
 mod restores;
 
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         compose::TESTS,
         databases::TESTS,
         export::TESTS,
+        pauses::TESTS,
         remapped::TESTS,
         restores::TESTS,
     ]
