@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use integration::bench::{self, Bar, allowed, figure};
+use integration::bench::{self, Bar, Figure, allowed, figure};
 use keeper::{
     blueshift::{Capture, Freezer, Top},
     watcher::writers::Writers,
