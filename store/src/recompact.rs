@@ -112,7 +112,7 @@ impl Store {
         // What is touched from now on is noted, as gc has it.
         let _alone = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         {
-            let _nobody = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            let _nobody = self.alone();
             *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = Some(HashSet::new());
         }
         let finished = self.recompact_alone(state, &mut done, &mut told);
@@ -289,7 +289,7 @@ impl Work<'_> {
         if self.ready.is_empty() {
             return Ok(());
         }
-        let _nobody = self.store.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let _nobody = self.store.alone();
         self.notice()?;
         let session = self.store.session_alone(self.domain);
         for members in std::mem::take(&mut self.ready) {
