@@ -26,6 +26,8 @@ const CACHE: u64 = 8 << 20;
 const MEMTABLE: u64 = 4 << 20;
 /// Journals on the disk, in bytes: the least that fjall allows.
 const JOURNALS: u64 = 64 << 20;
+/// A longer batch, in bytes, becomes tables at once: in the journal it would stay beside them until 64 MB have gathered.
+const BULK: usize = 1 << 20;
 
 /// The catalog of a store.
 pub struct Catalog {
@@ -284,18 +286,28 @@ fn row_damaged(what: &str) -> crate::Error {
 }
 
 /// Rows that appear together or not at all.
+#[derive(Default)]
 pub struct Batch {
-    batch: fjall::OwnedWriteBatch,
-    rows: Keyspace,
+    /// By key: what it becomes, if not nothing. Of several of one key the last counts.
+    rows: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// The bytes of all of them.
+    bytes: usize,
 }
 
 impl Batch {
     pub(crate) fn is_empty(&self) -> bool {
-        self.batch.is_empty()
+        self.rows.is_empty()
     }
 
     fn put(&mut self, key: Vec<u8>, row: impl Into<Vec<u8>>) {
-        self.batch.insert(&self.rows, key, row.into());
+        let row = row.into();
+        self.bytes += key.len() + row.len();
+        self.rows.push((key, Some(row)));
+    }
+
+    fn remove(&mut self, key: Vec<u8>) {
+        self.bytes += key.len();
+        self.rows.push((key, None));
     }
 
     pub(crate) fn store(&mut self, row: &StoreRow) {
@@ -317,7 +329,7 @@ impl Batch {
     }
 
     pub(crate) fn forget_object(&mut self, domain: u32, object: Object, id: Id) {
-        self.batch.remove(&self.rows, index_key(domain, object, id));
+        self.remove(index_key(domain, object, id));
     }
 
     /// Says that an object is nowhere.
@@ -330,7 +342,7 @@ impl Batch {
     }
 
     pub(crate) fn forget_pack(&mut self, pack: u32) {
-        self.batch.remove(&self.rows, key(b'P', &[&pack.to_be_bytes()]));
+        self.remove(key(b'P', &[&pack.to_be_bytes()]));
     }
 
     /// Records what is known of a state.
@@ -339,7 +351,7 @@ impl Batch {
     }
 
     pub(crate) fn forget_state(&mut self, name: &str) {
-        self.batch.remove(&self.rows, key(b'S', &[name.as_bytes()]));
+        self.remove(key(b'S', &[name.as_bytes()]));
     }
 
     pub(crate) fn commit(&mut self, state: u64, sequence: u64, id: Id, bytes: &[u8]) {
@@ -351,9 +363,9 @@ impl Batch {
 
     pub(crate) fn forget_commit(&mut self, state: u64, sequence: u64, id: Id) {
         let history = key(b'H', &[&state.to_be_bytes(), &sequence.to_be_bytes()]);
-        self.batch.remove(&self.rows, history);
-        self.batch.remove(&self.rows, key(b'C', &[&id.0]));
-        self.batch.remove(&self.rows, key(b'G', &[&id.0]));
+        self.remove(history);
+        self.remove(key(b'C', &[&id.0]));
+        self.remove(key(b'G', &[&id.0]));
     }
 
     pub(crate) fn signature(&mut self, commit: Id, signature: &[u8]) {
@@ -365,8 +377,7 @@ impl Batch {
     }
 
     pub(crate) fn forget_tag(&mut self, state: u64, name: &str) {
-        self.batch
-            .remove(&self.rows, key(b'R', &[&state.to_be_bytes(), name.as_bytes()]));
+        self.remove(key(b'R', &[&state.to_be_bytes(), name.as_bytes()]));
     }
 
     pub(crate) fn tombstone(&mut self, state: u64, tombstone: &Tombstone) {
@@ -376,7 +387,7 @@ impl Batch {
 
     pub(crate) fn forget_tombstone(&mut self, state: u64, sequence: u64) {
         let key = key(b'T', &[&state.to_be_bytes(), &sequence.to_be_bytes()]);
-        self.batch.remove(&self.rows, key);
+        self.remove(key);
     }
 
     /// Records how a live tree's entry looks.
@@ -386,8 +397,7 @@ impl Batch {
 
     /// Forgets how an entry looked.
     pub fn forget_look(&mut self, state: u64, entry: &[u8]) {
-        self.batch
-            .remove(&self.rows, key(b'L', &[&state.to_be_bytes(), entry]));
+        self.remove(key(b'L', &[&state.to_be_bytes(), entry]));
     }
 }
 
@@ -420,10 +430,7 @@ impl Catalog {
     }
 
     pub(crate) fn batch(&self) -> Batch {
-        Batch {
-            batch: self.db.batch().durability(Some(PersistMode::SyncAll)),
-            rows: self.rows.clone(),
-        }
+        Batch::default()
     }
 
     /// Writes a batch; it is on the disk when this returns.
@@ -433,11 +440,44 @@ impl Catalog {
             let number = watermark.last.batch + 1;
             batch.put(key(b'M', &[b"batch"]), number.to_le_bytes());
         }
-        batch.batch.commit().catalog("write a batch")?;
+        let written = match batch.bytes {
+            BULK.. => self.ingest(batch),
+            _ => self.journal(batch),
+        };
+        written.catalog("write a batch")?;
         if let Some(watermark) = &mut *watermark {
             watermark.rise();
         }
         Ok(())
+    }
+
+    fn journal(&self, batch: Batch) -> fjall::Result<()> {
+        let mut written = self.db.batch().durability(Some(PersistMode::SyncAll));
+        for (key, row) in batch.rows {
+            match row {
+                Some(row) => written.insert(&self.rows, key, row),
+                None => written.remove(&self.rows, key),
+            }
+        }
+        written.commit()
+    }
+
+    /// Writes tables, and syncs them; what names them is renamed into place last.
+    fn ingest(&self, mut batch: Batch) -> fjall::Result<()> {
+        // Stable: of one key the last stays the last.
+        batch.rows.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let mut tables = self.rows.start_ingestion()?;
+        let mut rows = batch.rows.into_iter().peekable();
+        while let Some((key, row)) = rows.next() {
+            if rows.peek().is_some_and(|(next, _)| *next == key) {
+                continue;
+            }
+            match row {
+                Some(row) => tables.write(key, row)?,
+                None => tables.write_tombstone(key)?,
+            }
+        }
+        tables.finish()
     }
 
     /// The number of the last batch that was counted.
@@ -726,3 +766,6 @@ pub(crate) fn place_of_commit(row: &[u8]) -> Result<(u64, u64)> {
     let sequence: [u8; 8] = row.try_into().map_err(|_| wrong())?;
     Ok((u64::from_be_bytes(*state), u64::from_be_bytes(sequence)))
 }
+
+#[cfg(test)]
+mod tests;
