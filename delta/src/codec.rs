@@ -10,6 +10,7 @@ mod xor;
 use std::io;
 
 use crate::estimate::incompressible;
+pub use dictionary::{DICTIONARY_LEVEL, Dictionary};
 
 /// zstd's level: what is captured while a container runs must not cost it the machine.
 pub const LEVEL: i32 = 3;
@@ -174,6 +175,10 @@ pub fn decode(
         Encoding::Bsdiff => bsdiff::read(written, of(encoding, base)?, length)?,
         Encoding::Dictionary => dictionary::read(written, of(encoding, base)?, length)?,
     };
+    of_length(bytes, length)
+}
+
+fn of_length(bytes: Vec<u8>, length: usize) -> Result<Vec<u8>, Error> {
     if bytes.len() != length {
         return Err(Error::Length {
             expected: length,
@@ -315,6 +320,21 @@ mod tests {
                 encode_as(encoding, level, &bytes, Some(&base), &mut to).unwrap();
                 prop_assert_eq!(&to[..2], [1, 2]);
                 prop_assert_eq!(&decode(encoding, &to[2..], Some(&base), bytes.len()).unwrap(), &bytes);
+            }
+        }
+
+        #[test]
+        fn a_shared_dictionary_is_the_same((base, bytes) in versions(), other in vec(any::<u8>(), 0..200)) {
+            let shared = Dictionary::new(base.clone());
+            let mut to = vec![1];
+            shared.encode(&bytes, &mut to).unwrap();
+            prop_assert_eq!(&shared.decode(&to[1..], bytes.len()).unwrap(), &bytes);
+            prop_assert_eq!(&decode(Encoding::Dictionary, &to[1..], Some(&base), bytes.len()).unwrap(), &bytes);
+            to.clear();
+            encode_as(Encoding::Dictionary, LEVEL, &bytes, Some(&base), &mut to).unwrap();
+            prop_assert_eq!(&shared.decode(&to, bytes.len()).unwrap(), &bytes);
+            if let Ok(out) = shared.decode(&other, bytes.len()) {
+                prop_assert_eq!(out.len(), bytes.len());
             }
         }
 

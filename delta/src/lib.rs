@@ -20,12 +20,12 @@ mod training;
 
 pub use choice::{Bases, Budget, Experience, candidates, choose, encode_shortest, encode_within};
 pub use class::{Class, class};
-pub use codec::{Encoding, Error, LEVEL, decode, encode, encode_as};
+pub use codec::{DICTIONARY_LEVEL, Dictionary, Encoding, Error, LEVEL, decode, encode, encode_as};
 pub use cut::{AVERAGE, LONGEST, SHORTEST, cut};
 pub use estimate::{Likeness, incompressible, likeness};
 pub use features::{FEATURES, features};
 pub use pages::{cut_fixed, page_size, page_size_of_writes};
-pub use training::{LONGEST_DICTIONARY, MOST_SAMPLES, SHORTEST_SAMPLE, pays, train};
+pub use training::{LONGEST_DICTIONARY, MOST_SAMPLES, SHORTEST_SAMPLE, pays, saves, train};
 
 /// Bytes that look random and are always the same.
 #[cfg(test)]

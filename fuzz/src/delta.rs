@@ -1,6 +1,6 @@
 //! Chunks that were written against others.
 
-use ::delta::{Encoding, decode, encode_as};
+use ::delta::{Dictionary, Encoding, decode, encode_as};
 
 /// With whatever base: a chunk is refused or of the length that was recorded, and what is encoded comes back.
 /// The input is the encoding, the length and the base's length in two bytes each, the base, the chunk as it was written.
@@ -14,8 +14,13 @@ pub fn deltas(data: &[u8]) {
     let length = usize::from(u16::from_le_bytes([*a, *b]));
     let base = usize::from(u16::from_le_bytes([*c, *d]));
     let (base, written) = rest.split_at(base.min(rest.len()));
-    if let Ok(bytes) = decode(encoding, written, Some(base), length) {
+    let read = decode(encoding, written, Some(base), length);
+    if let Ok(bytes) = &read {
         assert_eq!(bytes.len(), length);
+    }
+    if encoding == Encoding::Dictionary {
+        let shared = Dictionary::new(base.to_vec()).decode(written, length);
+        assert_eq!(shared.ok(), read.ok());
     }
     assert!(!encoding.needs_base() || decode(encoding, written, None, length).is_err());
     // That one takes milliseconds, and is somebody else's.

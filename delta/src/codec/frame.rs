@@ -47,6 +47,9 @@ pub(super) fn write(level: i32, bytes: &[u8], prefix: &[u8], to: &mut Vec<u8>) -
 /// Appends one frame of `bytes` to `to`, by a dictionary and at its level.
 pub(super) fn write_with(dictionary: &CDict<'static>, bytes: &[u8], to: &mut Vec<u8>) -> Result<(), Error> {
     let mut writer = writer()?;
+    // What the last frame may have been given.
+    checked(writer.set_parameter(CParameter::WindowLog(0)))?;
+    checked(writer.set_parameter(CParameter::EnableLongDistanceMatching(false)))?;
     checked(writer.ref_cdict(dictionary))?;
     append(&mut writer, bytes, to)?;
     // Unlike a prefix it would stay.
