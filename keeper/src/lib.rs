@@ -19,6 +19,7 @@ mod recorder;
 pub mod recording;
 pub mod redshift;
 mod repair;
+mod samples;
 pub mod serve;
 pub mod service;
 mod still;

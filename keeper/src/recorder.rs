@@ -26,6 +26,7 @@ use crate::{
     error::{Context, Error, Result},
     named::several,
     progress::Progress,
+    samples,
     tree::{self, Near, Seen},
     watcher::pages::{Hinted, Pages, Reading},
 };
@@ -138,6 +139,7 @@ impl Recorder<'_, '_> {
             })
             .collect();
         let tops = tops?;
+        samples::learn(self.session, &tops, seen)?;
         let found: Result<Vec<Option<Read>>> = seen
             .par_iter()
             .map_init(HashMap::<&[u8], Near>::new, |near, seen| {

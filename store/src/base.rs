@@ -95,7 +95,7 @@ pub(crate) struct Encoded {
 }
 
 impl Encoded {
-    fn new(
+    pub fn new(
         object: Object,
         id: Id,
         length: usize,
@@ -179,20 +179,27 @@ fn unwritable(error: delta::Error) -> Error {
 }
 
 impl Session<'_> {
-    /// How an object is written that may follow `old`.
-    pub(crate) fn encoded(&self, object: Object, id: Id, bytes: &[u8], old: Option<Id>) -> Result<Encoded> {
+    /// How an object is written that may follow `old`; a file's `name` tells of which kind its content is.
+    pub(crate) fn encoded(
+        &self,
+        object: Object,
+        id: Id,
+        bytes: &[u8],
+        old: Option<Id>,
+        name: &str,
+    ) -> Result<Encoded> {
         let based = match old {
             Some(old) => self.on_base(object, id, bytes, old)?,
             None => None,
         };
         let Some(based) = based else {
-            return Encoded::alone(object, id, bytes);
+            return self.by_itself(object, id, bytes, name);
         };
         // What is so short need not be compared.
         if based.bytes.len() < bytes.len() / 16 {
             return Ok(based);
         }
-        let alone = Encoded::alone(object, id, bytes)?;
+        let alone = self.by_itself(object, id, bytes, name)?;
         // A quarter less, for what reading it costs.
         let shorter = based.bytes.len() + based.bytes.len() / 3 < alone.bytes.len();
         Ok(if shorter { based } else { alone })
@@ -247,6 +254,7 @@ impl Session<'_> {
         // Down to where the near steps began.
         let mut id = old;
         while !place.depth().is_multiple_of(STEP)
+            && place.encoding != Encoding::Dictionary
             && let Some(base) = place.base
         {
             id = base.id;

@@ -1,6 +1,8 @@
 //! The catalog: one fjall keyspace whose keys begin with a letter that says what they are of. One, because an idle
 //! keyspace keeps journals from being removed, and each costs memory of its own. See `docs/format.md`.
 
+mod dictionaries;
+
 use std::{
     ops::RangeBounds,
     path::Path,
@@ -28,6 +30,8 @@ const MEMTABLE: u64 = 4 << 20;
 const JOURNALS: u64 = 64 << 20;
 /// A longer batch, in bytes, becomes tables at once: in the journal it would stay beside them until 64 MB have gathered.
 const BULK: usize = 1 << 20;
+
+pub(crate) use dictionaries::Dictionary;
 
 /// The catalog of a store.
 pub struct Catalog {

@@ -309,7 +309,7 @@ impl Session<'_> {
             let short = n < window;
             buffer.truncate(n);
             let last = short || *at + n as u64 >= end;
-            let (cut, resumed) = self.cut(buffer, *at, last, old)?;
+            let (cut, resumed) = self.cut(buffer, *at, last, old, what)?;
             for (id, length) in cut {
                 lists.push(Some(id), length as u64, old)?;
                 *at += length as u64;
@@ -328,6 +328,7 @@ impl Session<'_> {
         at: u64,
         last: bool,
         old: &mut Option<Pieces<'_>>,
+        what: &str,
     ) -> Result<(Vec<(Id, usize)>, bool)> {
         let (mut ends, mut end, mut resumed) = (Vec::new(), 0, false);
         while let Some(rest) = bytes.get(end..)
@@ -368,7 +369,7 @@ impl Session<'_> {
             .collect();
         let added: Result<Vec<(Id, usize)>> = parts
             .par_iter()
-            .map(|(part, old)| Ok((self.chunk(part, *old)?, part.len())))
+            .map(|(part, old)| Ok((self.chunk_of(part, *old, what)?, part.len())))
             .collect();
         Ok((added?, resumed))
     }

@@ -71,6 +71,7 @@ impl Store {
         for (_, domain) in self.catalog.domains()? {
             let done = self.gc_domain(domain, thorough, dry, &mut sum, &mut told);
             *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.dictionaries.erasing(false);
             done?;
         }
         Ok(sum)
@@ -91,6 +92,7 @@ impl Store {
                 self.close_packs(domain)?;
             }
             *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = Some(HashSet::new());
+            self.dictionaries.erasing(thorough == Thorough::Erase && !dry);
         }
         let mut reached = Reached::new();
         for (id, commit) in self.live_commits(domain)? {
@@ -106,7 +108,10 @@ impl Store {
         match thorough {
             Thorough::Worthwhile => self.hold(domain, &mut reached)?,
             Thorough::Erase if dry => {}
-            Thorough::Erase => sum.copied += self.lift(domain, &reached)?,
+            Thorough::Erase => {
+                self.give_dictionaries_up(domain, &mut reached)?;
+                sum.copied += self.lift(domain, &reached)?;
+            }
         }
         if !dry {
             // What is nowhere, and nobody asks for any more.
@@ -114,6 +119,13 @@ impl Store {
             let lost = self.catalog.lost(domain)?;
             for (object, id) in lost.into_iter().filter(|lost| !reached.contains(lost)) {
                 batch.forget_object(domain, object, id);
+            }
+            let touched = self.touched(domain)?;
+            for dictionary in self.catalog.dictionaries(domain)? {
+                let chunk = (Object::Chunk, dictionary.id);
+                if !reached.contains(&chunk) && !touched.contains(&chunk) {
+                    batch.forget_dictionary(domain, &dictionary);
+                }
             }
             if !batch.is_empty() {
                 self.catalog.write(batch)?;
@@ -213,7 +225,7 @@ impl Store {
             {
                 below = standing.get(&(*object, *base));
             }
-            let encoded = session.encoded(*object, *id, &bytes, below.copied())?;
+            let encoded = session.encoded(*object, *id, &bytes, below.copied(), "")?;
             // What stands on it must go on standing higher.
             if encoded.record.depth <= place.depth() {
                 session.add(&encoded, true)?;

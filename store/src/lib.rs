@@ -9,6 +9,7 @@ mod audit;
 mod base;
 mod catalog;
 pub mod content;
+mod dictionary;
 pub mod direct;
 mod error;
 pub mod fault;
@@ -37,6 +38,7 @@ mod watermark;
 
 pub use audit::Audited;
 pub use catalog::{Batch, Look};
+pub use dictionary::Sample;
 pub use error::{Error, Result};
 pub use gc::{Collected, Thorough};
 pub use history::{Known, Recorded, Version};

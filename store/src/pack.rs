@@ -402,8 +402,20 @@ pub(crate) fn content(
     base: Option<&[u8]>,
 ) -> std::result::Result<Vec<u8>, String> {
     let (_, encoded) = record.split(bytes).ok_or("it is too short")?;
-    let bytes = delta::decode(record.encoding, encoded, base, record.length as usize)
-        .map_err(|error| error.to_string())?;
+    checked(
+        hash,
+        record,
+        delta::decode(record.encoding, encoded, base, record.length as usize),
+    )
+}
+
+/// What was decoded, if it is what its name says.
+pub(crate) fn checked(
+    hash: Hash,
+    record: &Record,
+    decoded: std::result::Result<Vec<u8>, delta::Error>,
+) -> std::result::Result<Vec<u8>, String> {
+    let bytes = decoded.map_err(|error| error.to_string())?;
     let found = match record.object {
         Object::Chunk => hash.chunk(&bytes),
         Object::Commit => hash.commit(&bytes),

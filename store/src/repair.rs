@@ -102,6 +102,7 @@ impl Store {
         let alone = self.alone();
         // What is in memory may be damaged on the disk.
         self.bases.clear();
+        self.dictionaries.clear();
         let mut plan = Plan {
             store: self,
             _alone: alone,

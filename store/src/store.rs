@@ -14,12 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use delta::Encoding;
 use prost::Message;
 use quick_cache::{Weighter, sync::Cache};
 
 use crate::{
     base::{self, Bases, Encoded, stands_on},
     catalog::{Batch, Catalog, PackRow, Place, StoreRow},
+    dictionary::{Dictionaries, InUse},
     error::{Context, Error, Result, damaged},
     fault,
     format::Node,
@@ -66,6 +68,7 @@ pub struct Store {
     files: Cache<u32, Arc<File>>,
     nodes: Cache<(u32, Id), Arc<Node>, Weight>,
     pub(crate) bases: Bases,
+    pub(crate) dictionaries: Dictionaries,
     /// Held by whoever adds objects; taken whole by gc for the moment in which it removes some.
     pub(crate) gate: RwLock<()>,
     /// How many wait for all sessions to end.
@@ -210,6 +213,7 @@ impl Store {
             files: Cache::new(64),
             nodes: Cache::with_weighter(2048, NODES, Weight),
             bases: base::bases(),
+            dictionaries: Dictionaries::default(),
             gate: RwLock::default(),
             waiting: AtomicU64::new(0),
             collecting: Mutex::default(),
@@ -341,22 +345,29 @@ impl Store {
                 "the head of its record is not what the catalog says",
             ));
         }
-        let base = expected.split(bytes).and_then(|(base, _)| base);
+        let (base, encoded) = expected
+            .split(bytes)
+            .ok_or_else(|| damaged(name(), "it is too short"))?;
         if base != place.base.map(|base| base.id) {
             return Err(damaged(
                 name(),
                 "it stands on another object than the catalog says",
             ));
         }
-        let under = match place.base {
-            Some(base) => Some(
-                self.base(domain, object, base)
-                    .map_err(|error| stands_on(name, error))?,
-            ),
-            None => None,
+        let length = place.length as usize;
+        let on = |error| stands_on(name, error);
+        let decoded = match place.base {
+            Some(base) if place.encoding == Encoding::Dictionary && object == Object::Chunk => {
+                let ready = self.dictionary(domain, base).map_err(on)?;
+                ready.dictionary.decode(encoded, length)
+            }
+            Some(base) => {
+                let under = self.base(domain, object, base).map_err(on)?;
+                delta::decode(place.encoding, encoded, Some(&under), length)
+            }
+            None => delta::decode(place.encoding, encoded, None, length),
         };
-        let under = under.as_ref().map(|under| under.as_slice());
-        pack::content(self.hash, &expected, bytes, under).map_err(|problem| damaged(name(), problem))
+        pack::checked(self.hash, &expected, decoded).map_err(|problem| damaged(name(), problem))
     }
 
     /// An object as it is written, and what it holds is what its name says.
@@ -419,6 +430,7 @@ impl Store {
             _gate: Some(self.gate.read().unwrap_or_else(PoisonError::into_inner)),
             lost: locked(&self.writing).lost,
             written: AtomicU64::new(0),
+            in_use: InUse::default(),
         }
     }
 
@@ -457,6 +469,7 @@ impl Store {
             _gate: None,
             lost: locked(&self.writing).lost,
             written: AtomicU64::new(0),
+            in_use: InUse::default(),
         }
     }
 
@@ -583,8 +596,10 @@ impl Store {
         if pending > 0 {
             batch.store(&writing.row);
         }
+        let learned = self.dictionaries.name(&mut batch);
         self.catalog.write(batch)?;
         fault::point("batch-written");
+        self.dictionaries.named(learned);
         writing.full.clear();
         for writer in writing.open.values_mut() {
             writer.named = writer.length;
@@ -622,6 +637,7 @@ impl Store {
         }
         let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
         pending.clear();
+        self.dictionaries.abandon();
     }
 
     /// Which store this is: its packs say the same.
@@ -645,6 +661,7 @@ impl Store {
         locked(&self.writing).open.clear();
         self.nodes.clear();
         self.bases.clear();
+        self.dictionaries.clear();
         Ok(())
     }
 
@@ -683,6 +700,7 @@ pub struct Session<'s> {
     _gate: Option<RwLockReadGuard<'s, ()>>,
     lost: u64,
     written: AtomicU64,
+    pub(crate) in_use: InUse,
 }
 
 impl Session<'_> {
@@ -702,8 +720,13 @@ impl Session<'_> {
     /// # Errors
     /// A full or failing disk.
     pub fn chunk(&self, bytes: &[u8], old: Option<Id>) -> Result<Id> {
+        self.chunk_of(bytes, old, "")
+    }
+
+    /// As [`Session::chunk`], of the file of this name.
+    pub(crate) fn chunk_of(&self, bytes: &[u8], old: Option<Id>, name: &str) -> Result<Id> {
         let id = self.store.hash.chunk(bytes);
-        self.put(Object::Chunk, id, bytes, old)?;
+        self.put_of(Object::Chunk, id, bytes, old, name)?;
         Ok(id)
     }
 
@@ -714,10 +737,14 @@ impl Session<'_> {
     }
 
     pub(crate) fn put(&self, object: Object, id: Id, bytes: &[u8], old: Option<Id>) -> Result<()> {
+        self.put_of(object, id, bytes, old, "")
+    }
+
+    fn put_of(&self, object: Object, id: Id, bytes: &[u8], old: Option<Id>, name: &str) -> Result<()> {
         if self.has(object, id)? {
             return Ok(());
         }
-        self.add(&self.encoded(object, id, bytes, old)?, false)
+        self.add(&self.encoded(object, id, bytes, old, name)?, false)
     }
 
     /// As [`Session::put`] without what it follows, also where the catalog says that it is there: that may be damaged.

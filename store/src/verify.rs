@@ -62,6 +62,7 @@ impl Store {
         let mut done = Verified::default();
         // What is in memory may be damaged on the disk.
         self.bases.clear();
+        self.dictionaries.clear();
         self.verify_packs(&mut done)?;
         let strangers = self.catalog.strangers()?;
         if strangers > 0 {
