@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -171,8 +171,16 @@ impl Recorder<'_, '_> {
                 }
             })
             .collect();
-        let read = found?.into_iter().flatten();
-        Ok(read.map(|read| (read.entry.key.clone(), read)).collect())
+        let found = found?;
+        // With room for all: growing took a sixth of the time that one thread alone is at work.
+        let mut read = HashMap::with_capacity(found.len());
+        read.extend(
+            found
+                .into_iter()
+                .flatten()
+                .map(|read| (read.entry.key.clone(), read)),
+        );
+        Ok(read)
     }
 
     fn one(
@@ -199,15 +207,16 @@ impl Recorder<'_, '_> {
         if let Some(first) = links.first(seen) {
             entry.link.clone_from(first);
         } else {
+            let mut readable = None;
             if kind == Kind::File {
-                let file = tree::reopen(open).on("open", &shown)?;
-                let reading = self.pages().and_then(|pages| pages.begin(&file, &stat, flush));
+                let file = &*readable.insert(tree::reopen(open).on("open", &shown)?);
+                let reading = self.pages().and_then(|pages| pages.begin(file, &stat, flush));
                 if flush {
-                    let flushed = write_back(&file);
+                    let flushed = write_back(file);
                     if let Some(reading) = reading.as_ref().filter(|_| !flushed) {
                         reading.unflushed();
                     }
-                    stat = fstat(&file).on("look at", &shown)?;
+                    stat = fstat(file).on("look at", &shown)?;
                     look = Some(tree::look(&stat));
                 }
                 let size = stat.st_size.cast_unsigned();
@@ -224,14 +233,13 @@ impl Recorder<'_, '_> {
                 let hinted = reading
                     .as_ref()
                     .and_then(since)
-                    .map(|ranges| Hinted::new(&file, ranges));
+                    .map(|ranges| Hinted::new(file, ranges));
                 let content = if let Some(hinted) = &hinted {
                     self.session.content(hinted, size, before.as_ref(), &what)?
                 } else if stat.st_blocks.saturating_mul(512) >= stat.st_size && size <= SMALL {
-                    self.session
-                        .content(&Dense(&file), size, before.as_ref(), &what)?
+                    self.session.content(&Dense(file), size, before.as_ref(), &what)?
                 } else {
-                    self.session.content(&file, size, before.as_ref(), &what)?
+                    self.session.content(file, size, before.as_ref(), &what)?
                 };
                 bytes = took + hinted.map_or(content.size, |hinted| hinted.read());
                 let large = reading.is_some();
@@ -243,7 +251,8 @@ impl Recorder<'_, '_> {
                     self.large().insert(seen.key.clone(), (entry.clone(), bytes));
                 }
             }
-            self.attributes(open, &stat, kind, &mut entry)
+            let about = readable.as_ref().map_or(open.as_fd(), AsFd::as_fd);
+            self.attributes(about, &stat, kind, &mut entry)
                 .on("look at", &shown)?;
         }
         Ok(Some(Read {
@@ -262,7 +271,13 @@ impl Recorder<'_, '_> {
         self.large.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn attributes(&self, open: &OwnedFd, stat: &FileStat, kind: Kind, entry: &mut Entry) -> io::Result<()> {
+    fn attributes(
+        &self,
+        open: BorrowedFd<'_>,
+        stat: &FileStat,
+        kind: Kind,
+        entry: &mut Entry,
+    ) -> io::Result<()> {
         if kind == Kind::Whiteout {
             // Its owner and times mean nothing.
             return Ok(());

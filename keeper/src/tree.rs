@@ -214,8 +214,8 @@ impl Near {
 }
 
 /// The path by which the kernel knows an open file of ours.
-pub(crate) fn by_descriptor(fd: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+pub(crate) fn by_descriptor(fd: impl AsFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }
 
 /// Opens for reading what was opened to be looked at: the very same file.
@@ -231,7 +231,7 @@ pub(crate) fn reopen(fd: &OwnedFd) -> io::Result<std::fs::File> {
 
 /// The extended attributes that belong to the content, by name, and whether it is an opaque directory: overlayfs's own
 /// are not the container's, SELinux's label is the mount's.
-pub(crate) fn xattrs(fd: &OwnedFd) -> io::Result<(Vec<Xattr>, bool)> {
+pub(crate) fn xattrs(fd: impl AsFd) -> io::Result<(Vec<Xattr>, bool)> {
     let mut found = all_xattrs(fd)?;
     let opaque = |xattr: &Xattr| xattr.name == b"trusted.overlay.opaque" && xattr.value == b"y";
     let opaque = found.iter().any(opaque);
@@ -239,15 +239,21 @@ pub(crate) fn xattrs(fd: &OwnedFd) -> io::Result<(Vec<Xattr>, bool)> {
     Ok((found, opaque))
 }
 
-/// All extended attributes, by name.
-pub(crate) fn all_xattrs(fd: &OwnedFd) -> io::Result<Vec<Xattr>> {
+/// All extended attributes, by name. What is open to be read is asked itself, what is open to be looked at by its path.
+pub(crate) fn all_xattrs(fd: impl AsFd) -> io::Result<Vec<Xattr>> {
+    let fd = fd.as_fd();
+    use rustix::io::Errno;
     let path = by_descriptor(fd);
-    let mut names = vec![0u8; 4096];
+    let mut names = vec![0u8; 512];
     let length = loop {
-        match rustix::fs::listxattr(&path, &mut names) {
+        let listed = match rustix::fs::flistxattr(fd, &mut names) {
+            Err(Errno::BADF) => rustix::fs::listxattr(&path, &mut names),
+            listed => listed,
+        };
+        match listed {
             Ok(length) => break length,
-            Err(rustix::io::Errno::RANGE) if names.len() < 1 << 20 => names.resize(names.len() * 4, 0),
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NODATA) => return Ok(Vec::new()),
+            Err(Errno::RANGE) if names.len() < 1 << 20 => names.resize(names.len() * 4, 0),
+            Err(Errno::OPNOTSUPP | Errno::NODATA) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         }
     };
@@ -259,7 +265,7 @@ pub(crate) fn all_xattrs(fd: &OwnedFd) -> io::Result<Vec<Xattr>> {
         match rustix::fs::getxattr(&path, name, &mut value) {
             Ok(length) => value.truncate(length),
             // Taken away meanwhile.
-            Err(rustix::io::Errno::NODATA) => continue,
+            Err(Errno::NODATA) => continue,
             Err(error) => return Err(error.into()),
         }
         found.push(Xattr {
