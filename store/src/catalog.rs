@@ -12,6 +12,7 @@ use std::{
 use delta::Encoding;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use prost::Message;
+use rayon::slice::ParallelSliceMut;
 
 use crate::{
     error::{InCatalog, Result, damaged},
@@ -469,7 +470,7 @@ impl Catalog {
     /// Writes tables, and syncs them; what names them is renamed into place last.
     fn ingest(&self, mut batch: Batch) -> fjall::Result<()> {
         // Stable: of one key the last stays the last.
-        batch.rows.sort_by(|(a, _), (b, _)| a.cmp(b));
+        batch.rows.par_sort_by(|(a, _), (b, _)| a.cmp(b));
         let mut tables = self.rows.start_ingestion()?;
         let mut rows = batch.rows.into_iter().peekable();
         while let Some((key, row)) = rows.next() {

@@ -313,8 +313,9 @@ impl Session<'_> {
             // A file has the same content, and stands on another.
             return Ok(());
         }
-        let known = self.store.catalog.dictionaries(self.domain)?;
         let mut learned = self.store.dictionaries.learned();
+        // In this order: what is named meanwhile is found there or here.
+        let known = self.store.catalog.dictionaries(self.domain)?;
         let waiting = learned.iter().filter(|(domain, _)| *domain == self.domain);
         let all = known.iter().chain(waiting.map(|(_, known)| known));
         let of_class = all.filter(|known| known.class == class as u8);

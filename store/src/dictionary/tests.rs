@@ -4,7 +4,7 @@ use std::fs;
 
 use super::{FEWEST, KNOWN, Ready, Sample, Trials};
 use crate::{
-    Id, Recorded, Retention, Store, Thorough,
+    Id, Recorded, Rescue, Retention, Store, Thorough,
     catalog::{Base, Place},
     format::{Entry, key},
     pack::{self, Object},
@@ -287,6 +287,34 @@ fn a_dictionary_that_is_missing_or_damaged_is_named() {
     fs::write(&pack, whole).unwrap();
     store.dictionaries.clear();
     check(&store, &recorded, WEB, 1, 100);
+}
+
+#[test]
+fn without_the_catalog_all_is_read_and_erased_as_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let recorded = documents(&store(dir.path()), WEB, 1, 100);
+    let at = dir.path().join("store");
+    fs::remove_dir_all(at.join("catalog")).unwrap();
+    let rescue = Rescue::plan(&at, |_| "ctr/default".into()).unwrap().unwrap();
+    rescue.run().unwrap();
+    let store = store(dir.path());
+    check(&store, &recorded, WEB, 1, 100);
+    assert!(chunks_by(&store, "dictionary") > 90);
+    // What the old one was learned from nobody knows any more: it does not outlive an erasure.
+    assert_eq!(dictionaries(&store), 0);
+    let next = documents(&store, WEB, 2, 100);
+    assert_eq!(dictionaries(&store), 1);
+    expire(&store, WEB);
+    let base = place_of(&store, &next, WEB, 0).1.base;
+    store.gc(Thorough::Erase, false, |_| {}).unwrap();
+    check(&store, &next, WEB, 2, 100);
+    assert_eq!(
+        dictionaries(&store),
+        1,
+        "all that the new one was learned from is needed"
+    );
+    assert_eq!(place_of(&store, &next, WEB, 0).1.base, base);
+    assert_eq!(store.usage().unwrap().chunks, 101);
 }
 
 #[test]
