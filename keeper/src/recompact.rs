@@ -63,7 +63,11 @@ impl Keeper {
                 if !done.gave_way {
                     break;
                 }
-                progress.go_on()?;
+                // Not at once, or the gc that it gave way to would find it there again.
+                while self.store().gc_waits() {
+                    progress.go_on()?;
+                    std::thread::sleep(NAP / 25);
+                }
             }
         }
         Ok(all)

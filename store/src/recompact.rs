@@ -113,6 +113,8 @@ impl Store {
         let _alone = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let _nobody = self.alone();
+            // What a session added that came to nothing stands on others too.
+            self.publish(|_| Ok(()))?;
             *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = Some(HashSet::new());
         }
         let finished = self.recompact_alone(state, &mut done, &mut told);

@@ -100,6 +100,8 @@ impl Store {
     pub fn repair_watched<A: Answer>(&self, mut told: impl FnMut(&Surveyed) -> A) -> Result<Plan<'_>> {
         let mut surveyed = Surveyed::default();
         let alone = self.alone();
+        // What a session added that came to nothing is looked at too.
+        self.publish(|_| Ok(()))?;
         // What is in memory may be damaged on the disk.
         self.bases.clear();
         self.dictionaries.clear();

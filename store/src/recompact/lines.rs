@@ -4,7 +4,7 @@ use std::{collections::HashMap, ops::ControlFlow};
 
 use crate::{
     content::Pieces,
-    error::Result,
+    error::{Error, Result},
     format::{Entry, Kind},
     history::Known,
     id::Id,
@@ -47,7 +47,7 @@ impl Lines {
         let mut before = None;
         for (sequence, tree) in trees.into_iter().rev() {
             told()?;
-            store.differences(state.domain, before, tree, &[], |difference| {
+            let compared = store.differences(state.domain, before, tree, &[], |difference| {
                 if let Some(after) = difference.after.as_ref().filter(|after| is_file(after)) {
                     let old = match difference.before.as_ref().filter(|before| is_file(before)) {
                         Some(before) if before.content == after.content => {
@@ -60,8 +60,12 @@ impl Lines {
                     lines.file(store, state.domain, sequence, &old, &new)?;
                 }
                 Ok(ControlFlow::Continue(()))
-            })?;
-            before = Some(tree);
+            });
+            before = match compared {
+                // What a repair could not mend is no reason to leave the others as they are.
+                Err(Error::Missing(_) | Error::Damaged { .. }) => None,
+                compared => compared.map(|_| Some(tree))?,
+            };
         }
         lines.measure();
         Ok(lines)

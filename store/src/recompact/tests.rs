@@ -210,3 +210,29 @@ fn others_that_stand_on_it_can_be_read() {
     store.gc(Thorough::Erase, false, |_| {}).unwrap();
     whole(&store, &made);
 }
+
+#[test]
+fn what_a_session_left_stands_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let made: Vec<Recorded> = (0..40)
+        .map(|n| version(&store, STATE, "file", &numbers(800, n)))
+        .collect();
+    let domain = known(&store, STATE).domain;
+    let mut left = Vec::new();
+    for (n, recorded) in (0_u32..).zip(&made) {
+        let mut bytes = numbers(800, n);
+        bytes[..4].copy_from_slice(&n.to_le_bytes());
+        let on = entry_of(&store, recorded, "file").content_id().unwrap();
+        // It comes to nothing: no commit is made of it.
+        let session = store.session(domain);
+        left.push((session.chunk(&bytes, Some(on)).unwrap(), bytes));
+    }
+    store.recompact(&known(&store, STATE), |_| {}).unwrap();
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+    drop(store);
+    let store = crate::tests::store(dir.path());
+    for (id, bytes) in left {
+        assert!(store.chunk(domain, id).unwrap() == bytes);
+    }
+}
