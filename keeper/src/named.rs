@@ -356,7 +356,8 @@ impl Looking<'_> {
             );
         }
         if !is_directory(&stat) {
-            if before.is_some() && another {
+            // The recorded look may be of this commit; what lies below is of the one before.
+            if before != Some(tree::look(&stat)) {
                 found.gone.extend(self.recorded.below(key)?.into_keys());
             }
             return Ok(false);

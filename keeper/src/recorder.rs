@@ -139,7 +139,10 @@ impl Recorder<'_, '_> {
             })
             .collect();
         let tops = tops?;
-        samples::learn(self.session, &tops, seen)?;
+        // Not while somebody stands still: nothing is flushed then.
+        if flush || self.capture.freezer.is_none() {
+            samples::learn(self.session, &tops, seen)?;
+        }
         let found: Result<Vec<Option<Read>>> = seen
             .par_iter()
             .map_init(HashMap::<&[u8], Near>::new, |near, seen| {
@@ -194,6 +197,12 @@ impl Recorder<'_, '_> {
     ) -> Result<Option<Read>> {
         let shown = PathBuf::from(Shown(&seen.key).to_string());
         let mut stat = fstat(open).on("look at", &shown)?;
+        // Another thing stands there now: whoever looks next is told of that.
+        let kind_of = |stat: &FileStat| stat.st_mode & libc::S_IFMT;
+        let directory = kind_of(&stat) == libc::S_IFDIR;
+        if kind_of(&stat) != kind_of(&seen.stat) || directory && stat.st_ino != seen.stat.st_ino {
+            return Ok(None);
+        }
         let Some(kind) = kind(&stat, overlay) else {
             return Ok(None);
         };
