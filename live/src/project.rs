@@ -46,6 +46,13 @@ const DEEPEST: usize = 400;
 /// # Errors
 /// An entry that cannot be changed, a full disk.
 pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, until: Instant) -> Result<bool> {
+    // From the second walk on only a part hands the project down, and no container may have it so: there is no limit.
+    let ending = scratch.with_extension("ending");
+    let until = if ending.exists() {
+        Instant::now() + FOREVER
+    } else {
+        until
+    };
     // Left by one that was killed.
     tree::delete(scratch).on("delete", scratch)?;
     make(scratch)?;
@@ -61,6 +68,10 @@ pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, until: Instant) 
     if !all? {
         return Ok(false);
     }
+    File::create(&ending)
+        .on("create", &ending)?
+        .sync_all()
+        .on("sync", &ending)?;
     // From here on it is to be whole, and there is little left to do.
     walk(top, Instant::now() + FOREVER, |dir, name, stat| {
         if kind(stat) == SFlag::S_IFDIR {
@@ -70,6 +81,7 @@ pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, until: Instant) 
     })?;
     let done = File::from(tree::open_dir(top)?);
     sys::set_project(&done, project, true).on("set the project of", top)?;
+    std::fs::remove_file(&ending).on("remove", &ending)?;
     Ok(true)
 }
 

@@ -216,7 +216,12 @@ fn info(name: StateName, dir: PathBuf) -> StateInfo {
 
 /// Finds states below `dir`; a directory is one when its path is a state's name.
 fn collect(live: &Path, dir: &Path, found: &mut Vec<StateInfo>) -> Result<()> {
-    for entry in std::fs::read_dir(dir).on("read", dir)? {
+    let entries = match std::fs::read_dir(dir) {
+        // The last state below it has just gone.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && dir != live => return Ok(()),
+        entries => entries.on("read", dir)?,
+    };
+    for entry in entries {
         let path = entry.on("read", dir)?.path();
         if !std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir()) {
             continue;
