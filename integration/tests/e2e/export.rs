@@ -263,7 +263,8 @@ fn a_history_begins_from_outside(d: &Daemon) -> Result<()> {
         "--replace",
     ];
     d.diffkeeper(&short)?.fails_with(&["ends in the middle"])?;
-    ensure!(logged > 0 && before()? == logged);
+    let after = before()?;
+    ensure!(after == logged, "{logged} before, {after} now");
     ensure!(container(d, OURS, &image, "planted", "cat /seed")? == "unrecorded");
     d.diffkeeper(&["import", "a/b", &text(&layer)])?
         .fails_with(&["name"])?;

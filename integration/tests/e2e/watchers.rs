@@ -67,7 +67,7 @@ pub fn fanotify(d: &Daemon) -> Result<bool> {
 fn fanotify_serves_whoever_asks(d: &Daemon) -> Result<()> {
     let _keeper = Keeper::start(d, "interval = \"100ms\"")?;
     let found = watcher(d)?;
-    ensure!(found.starts_with("scan: "), "{found}");
+    ensure!(found.starts_with("scan"), "{found}");
     start(
         d,
         "scanned",
