@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -21,6 +22,11 @@ const CALM: Duration = Duration::from_millis(20);
 const ROUNDS: usize = 4;
 /// How often the container is stopped for one commit, where it could not be read in the time that it may stand still.
 const STOPS: usize = 3;
+
+/// Threads for what is read while a container stands still: those that all share are at work for other states, and finish
+/// what they have begun before they take on more. None where there are no more threads to be had.
+static STILL: LazyLock<Option<rayon::ThreadPool>> =
+    LazyLock::new(|| rayon::ThreadPoolBuilder::new().build().ok());
 
 /// A tree that is read until all of it is of one moment.
 pub(crate) trait Looking {
@@ -44,10 +50,15 @@ pub(crate) struct Stop<'a> {
 
 impl Stop<'_> {
     /// Does something while the container stands still.
-    pub(crate) fn during<T>(&mut self, work: impl FnOnce() -> T) -> T {
+    pub(crate) fn during<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> T {
+        // Begun before it has to stand still for it.
+        let threads = STILL.as_ref();
         let frozen = self.freezer.freeze(self.limit);
         let began = Instant::now();
-        let done = work();
+        let done = match threads {
+            Some(threads) => threads.install(work),
+            None => work(),
+        };
         let took = began.elapsed();
         let stood = self.freezer.thaw();
         self.went = Some((frozen, stood, took));
