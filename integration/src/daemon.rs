@@ -183,12 +183,12 @@ impl Daemon {
         self.folder().join("diffkeeper.toml")
     }
 
-    /// A command that talks to it, ended after a minute.
+    /// A command that talks to it, ended after five minutes: all tests share a store, which takes more than one to recompact.
     #[must_use]
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
-            .args(["-k", "5", "60", program])
+            .args(["-k", "5", "300", program])
             .args(args)
             .envs(&self.env);
         command
