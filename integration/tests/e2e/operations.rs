@@ -108,7 +108,11 @@ fn recorded(d: &Daemon, watcher: &str, kind: &str) -> Result<()> {
         return Ok(());
     }
     // Where the live trees and the store are.
-    let disk = match Disk::mount(d.folder().join("disk"), d.folder().join("diffkeeper"), kind)? {
+    let disk = match Disk::mount(
+        d.folder().join("operated.disk"),
+        d.folder().join("diffkeeper"),
+        kind,
+    )? {
         Ok(disk) => disk,
         Err(reason) => {
             println!("no {kind} here: {reason}");
