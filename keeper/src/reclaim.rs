@@ -332,7 +332,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use live::{Attempt, Holder, Life, Root};
+    use live::{Attempt, Holder, Lease, Life, Root};
     use runtime_spec::config::Config;
 
     const WEEK: u64 = 7 * 86_400;
@@ -365,6 +365,15 @@ mod tests {
         keeper.commit(&name, Reason::Manual, None).unwrap().unwrap();
     }
 
+    /// A container has the state.
+    fn held(keeper: &Keeper, name: &str) -> Lease {
+        let state = keeper.node().state(&name.parse().unwrap());
+        match state.acquire(Holder::new("c", "n", Path::new("/b"))).unwrap() {
+            Attempt::Held(lease) => lease,
+            _ => panic!("it is free"),
+        }
+    }
+
     fn told(done: &[Reclaimed]) -> Vec<String> {
         let what = |one: &Reclaimed| match (one.tree, one.commits) {
             (Some(_), None) => format!("tree {}", one.name),
@@ -387,10 +396,7 @@ mod tests {
         lived(&keeper, "ctr/default/back", Policy::After(WEEK), noon);
         lived(&keeper, "ctr/default/kept", Policy::Keep, noon);
         lived(&keeper, "ctr/default/busy", Policy::After(1), noon);
-        let busy = keeper.node().state(&"ctr/default/busy".parse().unwrap());
-        let Attempt::Held(lease) = busy.acquire(Holder::new("c", "n", Path::new("/b"))).unwrap() else {
-            panic!("it is free");
-        };
+        let lease = held(&keeper, "ctr/default/busy");
         let reclaim = |at, patience, dry| {
             let patience = Duration::from_secs(patience);
             told(&keeper.reclaim(at, patience, dry, &Progress::default()).unwrap())
@@ -487,10 +493,7 @@ mod tests {
         let noon = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let after = |seconds| noon + Duration::from_secs(seconds);
         lived(&keeper, "ctr/default/long", Policy::After(3600), noon);
-        let long = keeper.node().state(&"ctr/default/long".parse().unwrap());
-        let Attempt::Held(mut lease) = long.acquire(Holder::new("c", "n", Path::new("/b"))).unwrap() else {
-            panic!("it is free");
-        };
+        let mut lease = held(&keeper, "ctr/default/long");
         lease.update(|_| {}).unwrap();
         assert_eq!(keeper.next_reclaim(after(WEEK)).unwrap(), Some(LONGEST));
         keeper.still_held(after(WEEK)).unwrap();

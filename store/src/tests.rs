@@ -7,9 +7,10 @@ use proptest::prelude::*;
 use crate::{
     Error, Hash, Id, Known, PublicKey, Recorded, Result, Retention, Session, Signer, Store, Thorough,
     Version,
+    catalog::Place,
     content::{Source, Written},
     format::{Commit, Entry, Kind, key},
-    pack,
+    pack::{self, Object},
     tree::Proof,
 };
 
@@ -66,6 +67,16 @@ pub(crate) fn read(store: &Store, domain: u32, entry: &Entry) -> Result<Vec<u8>>
 }
 
 /// Commits entries in place of those of the same key.
+/// Says in the catalog where a chunk is, or that it is nowhere.
+pub(crate) fn set_place(store: &Store, domain: u32, chunk: Id, place: Option<Place>) {
+    let mut batch = store.catalog.batch();
+    match place {
+        Some(place) => batch.place(domain, Object::Chunk, chunk, &place),
+        None => batch.forget_object(domain, Object::Chunk, chunk),
+    }
+    store.catalog.write(batch).unwrap();
+}
+
 pub(crate) fn commit(
     store: &Store,
     name: &str,

@@ -11,7 +11,7 @@ use crate::{
     content::Pieces,
     format::{Entry, key},
     pack::Object,
-    tests::{commit, known, noise, put, read, store, write},
+    tests::{commit, known, noise, put, read, set_place, store, write},
 };
 
 const STATE: &str = "ctr/default/web";
@@ -224,14 +224,7 @@ fn a_base_that_is_missing_or_damaged_is_named() {
             "{problems:?}"
         );
     };
-    let set = |place: Option<Place>| {
-        let mut batch = store.catalog.batch();
-        match place {
-            Some(place) => batch.place(domain, Object::Chunk, base, &place),
-            None => batch.forget_object(domain, Object::Chunk, base),
-        }
-        store.catalog.write(batch).unwrap();
-    };
+    let set = |place: Option<Place>| set_place(&store, domain, base, place);
     set(None);
     told("missing");
     // One that stands on what stands on it: no circle is gone round.

@@ -8,7 +8,7 @@ use crate::{
     catalog::{Base, Place},
     format::{Entry, key},
     pack::{self, Object},
-    tests::{commit, known, noise, put, read, store, write},
+    tests::{commit, known, noise, put, read, set_place, store, write},
 };
 
 const WEB: &str = "ctr/default/web";
@@ -267,14 +267,7 @@ fn a_dictionary_that_is_missing_or_damaged_is_named() {
         assert_eq!(place_of(&store, &new, WEB, 1000).1.base, None);
         assert!(read(&store, domain, &entry_of(&store, &new, WEB, 1000)).unwrap() == document(9, n));
     };
-    let set = |place: Option<Place>| {
-        let mut batch = store.catalog.batch();
-        match place {
-            Some(place) => batch.place(domain, Object::Chunk, base, &place),
-            None => batch.forget_object(domain, Object::Chunk, base),
-        }
-        store.catalog.write(batch).unwrap();
-    };
+    let set = |place: Option<Place>| set_place(&store, domain, base, place);
     set(None);
     told("missing");
     set(Some(place));
