@@ -5,7 +5,7 @@ use std::{io::IsTerminal, path::PathBuf};
 use anyhow::{Result, anyhow};
 use keeper::serve::Level;
 use runtime_spec::config::{Config, Log};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
 /// Begins a log at the level that is configured, or that `DIFFKEEPER_LOG` asks for. Answers with what changes it: the
 /// configuration is read again for that.
@@ -22,6 +22,8 @@ pub fn to_stderr(config: &Config, file: PathBuf) -> Result<impl Fn(Level) + use<
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
+        // At `debug` each step of a commit says how long it took.
+        .with_span_events(FmtSpan::CLOSE)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_filter_reloading();

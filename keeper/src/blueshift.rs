@@ -211,6 +211,7 @@ impl Capture<'_> {
     }
 
     fn make(&self, store: &Store, progress: &Progress) -> Result<Option<Recorded>> {
+        let _span = tracing::debug_span!("commit", state = self.state.name).entered();
         progress.begin("looking");
         let old = match &self.state.head {
             Some((id, _)) => Some(store.commit(*id)?.commit.tree_id()?),
@@ -282,7 +283,7 @@ impl Capture<'_> {
     ) -> Result<(Outcome, Vec<Seen>)> {
         let learning = before.is_some_and(|before| before.learning);
         let began = Instant::now();
-        let (mut first, beyond) = self.scan(learning)?;
+        let (mut first, beyond) = tracing::debug_span!("look").in_scope(|| self.scan(learning))?;
         if learning && beyond.is_empty() {
             self.learned(std::mem::take(&mut first.dirs));
         }
@@ -319,7 +320,8 @@ impl Capture<'_> {
             .progress
             .expect(suspects.len() as u64, files.map(size).sum());
         let flush = self.freezer.is_some();
-        let read = recorder.read(&suspects, &links, first.at, flush)?;
+        let read =
+            tracing::debug_span!("read").in_scope(|| recorder.read(&suspects, &links, first.at, flush))?;
         first.missed = unread(&suspects, &read);
         let Some(freezer) = self.freezer else {
             return Ok((outcome(read, first.at, self.by_itself()), first.seen));
@@ -372,7 +374,7 @@ impl Capture<'_> {
             return Ok(None);
         }
         let changed = changes.len() as u64;
-        let top = session.tree(old, changes)?;
+        let top = tracing::debug_span!("tree").in_scope(|| session.tree(old, changes))?;
         let commit = Commit {
             tree: top.id.0.to_vec(),
             entries: top.entries,
@@ -391,7 +393,8 @@ impl Capture<'_> {
             watcher: outcome.watcher as i32,
             ..Commit::default()
         };
-        Ok(Some(session.commit(self.state, commit, renew)?))
+        let made = tracing::debug_span!("publish").in_scope(|| session.commit(self.state, commit, renew))?;
+        Ok(Some(made))
     }
 
     fn looks(&self, store: &Store) -> Result<HashMap<Vec<u8>, Look>> {

@@ -53,14 +53,14 @@ impl Stop<'_> {
     pub(crate) fn during<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> T {
         // Begun before it has to stand still for it.
         let threads = STILL.as_ref();
-        let frozen = self.freezer.freeze(self.limit);
+        let frozen = tracing::debug_span!("freeze").in_scope(|| self.freezer.freeze(self.limit));
         let began = Instant::now();
-        let done = match threads {
+        let done = tracing::debug_span!("frozen").in_scope(|| match threads {
             Some(threads) => threads.install(work),
             None => work(),
-        };
+        });
         let took = began.elapsed();
-        let stood = self.freezer.thaw();
+        let stood = tracing::debug_span!("thaw").in_scope(|| self.freezer.thaw());
         self.went = Some((frozen, stood, took));
         done
     }
@@ -109,7 +109,7 @@ impl Capture<'_> {
         mut began: Instant,
         looking: &mut L,
     ) -> Result<Stood, L::Error> {
-        let quiesced = Quiesced::begin(freezer);
+        let quiesced = tracing::debug_span!("quiesce").in_scope(|| Quiesced::begin(freezer));
         let mut stops = 0;
         let mut pause;
         let outcome = loop {
@@ -119,7 +119,7 @@ impl Capture<'_> {
                     break;
                 }
                 began = Instant::now();
-                looking.again()?;
+                tracing::debug_span!("again").in_scope(|| looking.again())?;
             }
             let mut stop = Stop {
                 freezer,
