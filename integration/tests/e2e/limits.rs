@@ -53,7 +53,7 @@ fn a_container_is_held_to_its_size_limit(d: &Daemon) -> Result<()> {
         // With more, it goes on from there; the configuration's word is the last.
         life("48MiB", script)?.ok()?;
         let kept = fs::read_to_string(d.config())?;
-        fs::write(d.config(), format!("{kept}size-limit = \"20MiB\"\n"))?;
+        fs::write(d.config(), format!("size-limit = \"20MiB\"\n{kept}"))?;
         let held = life("1GiB", script);
         fs::write(d.config(), &kept)?;
         ensure!(held?.status != 0);
@@ -73,7 +73,7 @@ fn a_container_is_held_to_its_size_limit(d: &Daemon) -> Result<()> {
     ensure!(first.status == 0 && big == 32 * MIB, "{big}: {}", first.err);
     ensure!(listed.contains("of 16.0 MiB, not enforced"), "{listed}");
     let kept = fs::read_to_string(d.config())?;
-    fs::write(d.config(), format!("{kept}without-quota = \"refuse\"\n"))?;
+    fs::write(d.config(), format!("without-quota = \"refuse\"\n{kept}"))?;
     let refused = life("16MiB", "true");
     fs::write(d.config(), &kept)?;
     refused?.fails_with(&["project quota", "prjquota"])
@@ -134,7 +134,7 @@ fn no_state_begins_in_a_namespace_that_is_full(d: &Daemon) -> Result<()> {
     };
     life("first", "dd if=/dev/zero of=/big bs=1M count=3")?.ok()?;
     let kept = fs::read_to_string(d.config())?;
-    let with = |limit: &str| fs::write(d.config(), format!("{kept}total-limit = \"{limit}\"\n"));
+    let with = |limit: &str| fs::write(d.config(), format!("total-limit = \"{limit}\"\n{kept}"));
     with("2MiB")?;
     let refused = life("second", "true");
     let there = life("first", "echo still here");
