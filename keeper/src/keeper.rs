@@ -526,8 +526,8 @@ impl Keeper {
     /// Forgets a state's history; its live tree is the node's own affair.
     ///
     /// # Errors
-    /// No such history, a full or failing disk.
-    pub fn forget(&self, said: &str, erase: bool, progress: &Progress) -> Result<u64> {
+    /// No such history, a full or failing disk; where it is to be erased, also damage in what is to go.
+    pub fn forget(&self, said: &str, erase: bool, progress: &Progress) -> Result<store::Collected> {
         progress.begin("waiting for its turn");
         let known = self.known(said)?;
         let turn = self.turn(&known.name);
@@ -539,13 +539,29 @@ impl Keeper {
             }
         }
         self.store.forget_state(&known.name)?;
-        if !erase {
-            return Ok(0);
+        match erase {
+            true => self.erase(progress),
+            false => Ok(store::Collected::default()),
         }
+    }
+
+    /// Takes what no commit needs out of the store's bytes.
+    ///
+    /// # Errors
+    /// Damage in what is to go: all else is erased. A full or failing disk.
+    pub fn erase(&self, progress: &Progress) -> Result<store::Collected> {
         // Whoever wants it erased does not want half of it erased: this is not stopped.
         progress.begin("erasing");
         let told = |done: &store::Collected| progress.at(done.looked_at, done.of_packs, done.copied);
-        Ok(self.store.gc(store::Thorough::Erase, false, told)?.freed)
+        match self.store.erase(told) {
+            Err(error @ (store::Error::Damaged { .. } | store::Error::Missing(_))) => {
+                Err(Error::Refused(format!(
+                    "it is forgotten, but not all of its content is erased: {error}. After a repair `diffkeeper gc --erase` \
+                     goes on with it"
+                )))
+            }
+            done => Ok(done?),
+        }
     }
 
     /// Takes the content from old commits by the configured rules, and gets the space back. Answers with how many commits

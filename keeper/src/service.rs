@@ -703,8 +703,10 @@ impl Api for Service {
         request: api::ForgetRequest,
     ) -> ttrpc::Result<api::ForgetResponse> {
         self.run_long(context, move |keeper, progress| {
+            let done = keeper.forget(&request.state, request.erase, progress)?;
             Ok(api::ForgetResponse {
-                freed: keeper.forget(&request.state, request.erase, progress)?,
+                freed: done.freed,
+                left: done.left,
                 ..api::ForgetResponse::default()
             })
         })
@@ -745,7 +747,10 @@ impl Api for Service {
                 true => keeper.recompact(progress)?,
                 false => store::Recompacted::default(),
             };
-            let (expired, done) = keeper.tidy(request.dry_run, progress)?;
+            let (expired, mut done) = keeper.tidy(request.dry_run, progress)?;
+            if request.erase && !request.dry_run {
+                done += keeper.erase(progress)?;
+            }
             Ok(api::GcResponse {
                 recompacted: recompacted.written,
                 bytes_before: recompacted.before,
@@ -755,6 +760,7 @@ impl Api for Service {
                 freed: done.freed,
                 copied: done.copied,
                 packs: done.packs,
+                left: done.left,
                 ..api::GcResponse::default()
             })
         })

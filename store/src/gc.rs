@@ -9,13 +9,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    ops::ControlFlow,
+    ops::{AddAssign, ControlFlow},
     sync::{PoisonError, atomic::Ordering},
 };
 
 use crate::{
     catalog::{PackRow, Place},
-    error::{Result, damaged},
+    error::{Error, Result, damaged},
     fault,
     id::Id,
     pack::{self, FULL, HEADER, Object, RECORD},
@@ -24,6 +24,9 @@ use crate::{
     sys,
     told::{Answer, heed},
 };
+
+/// So many times a store is gone through for one erasure.
+const ERASINGS: usize = 4;
 
 /// How thorough a gc is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,10 +48,26 @@ pub struct Collected {
     pub copied: u64,
     /// Packs that were replaced or removed.
     pub packs: u64,
+    /// Objects that nobody had needed when it began, and that stay: somebody came to need them meanwhile, or what stands on
+    /// them.
+    pub left: u64,
     /// Packs that were looked at.
     pub looked_at: u64,
     /// Of so many.
     pub of_packs: u64,
+}
+
+impl AddAssign for Collected {
+    /// What the later one says of where it came to, and has left, is what counts.
+    fn add_assign(&mut self, later: Collected) {
+        *self = Collected {
+            objects: self.objects + later.objects,
+            freed: self.freed + later.freed,
+            copied: self.copied + later.copied,
+            packs: self.packs + later.packs,
+            ..later
+        };
+    }
 }
 
 impl Store {
@@ -77,6 +96,24 @@ impl Store {
         Ok(sum)
     }
 
+    /// Takes what no commit needs out of the store's bytes. While a gc looks, commits go on, and one may come to need what
+    /// was about to go, and with it what that stands on; the next gc writes it anew without. `told` gets what each gc has
+    /// done so far. Where others are always quicker, some is [left](Collected::left).
+    ///
+    /// # Errors
+    /// As [`Store::gc`]; what is damaged is left, and named.
+    pub fn erase<A: Answer>(&self, mut told: impl FnMut(&Collected) -> A) -> Result<Collected> {
+        let mut sum = Collected::default();
+        for _ in 0..ERASINGS {
+            let done = self.gc(Thorough::Erase, false, &mut told)?;
+            sum += done;
+            if done.left == 0 {
+                break;
+            }
+        }
+        Ok(sum)
+    }
+
     fn gc_domain<A: Answer>(
         &self,
         domain: u32,
@@ -85,7 +122,7 @@ impl Store {
         sum: &mut Collected,
         told: &mut impl FnMut(&Collected) -> A,
     ) -> Result<()> {
-        {
+        let newer = {
             // Whoever adds objects now is waited for: from here on all that is touched is noted.
             let _nobody = self.alone();
             if !dry {
@@ -93,7 +130,8 @@ impl Store {
             }
             *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = Some(HashSet::new());
             self.dictionaries.erasing(thorough == Thorough::Erase && !dry);
-        }
+            self.next_pack()
+        };
         let mut reached = Reached::new();
         for (id, commit) in self.live_commits(domain)? {
             self.reach(domain, id, &commit, &mut reached)?;
@@ -158,6 +196,7 @@ impl Store {
         }
         let open = self.open_packs();
         sum.of_packs += waste.len() as u64;
+        let mut failed = None;
         for (number, (dead, all)) in waste {
             sum.looked_at += 1;
             let worth = match thorough {
@@ -172,11 +211,19 @@ impl Store {
                 sum.copied += all - dead.min(all);
                 sum.packs += 1;
             } else {
-                self.replace(domain, number, &reached, sum)?;
+                match self.replace(domain, number, &reached, sum) {
+                    // What newer ones hold was added since it began.
+                    Ok(left) => sum.left += if number < newer { left } else { 0 },
+                    // A pack with damage stays as it is; it is no reason to keep what the others hold.
+                    Err(error @ (Error::Damaged { .. } | Error::Missing(_))) => {
+                        failed.get_or_insert(error);
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             heed(told(sum))?;
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// What stands on what.
@@ -258,22 +305,25 @@ impl Store {
         Ok(touched)
     }
 
-    /// Replaces one pack by what is needed of it.
-    fn replace(&self, domain: u32, number: u32, reached: &Reached, sum: &mut Collected) -> Result<()> {
+    /// Replaces one pack by what is needed of it; answers with how much of that was not when gc began.
+    fn replace(&self, domain: u32, number: u32, reached: &Reached, sum: &mut Collected) -> Result<u64> {
         let _nobody = self.alone();
         let dir = self.packs_dir();
         let path = pack::path(&dir, number);
         let rows = self.catalog.packs()?;
         let Some((_, row)) = rows.iter().find(|(pack, _)| *pack == number) else {
-            return Ok(());
+            return Ok(0);
         };
         let (mut keep, mut dead) = (Vec::new(), Vec::new());
-        let mut elsewhere = Vec::new();
+        let (mut elsewhere, mut left) = (Vec::new(), 0);
         let touched = self.touched(domain)?;
         self.catalog.objects(domain, |object, id, place| {
             let needed = reached.contains(&(object, id)) || touched.contains(&(object, id));
             match (needed, place.pack == number) {
-                (true, true) => keep.push((object, id, place)),
+                (true, true) => {
+                    left += u64::from(!reached.contains(&(object, id)));
+                    keep.push((object, id, place));
+                }
                 (false, true) => dead.push((object, id)),
                 (false, false) => elsewhere.extend(place.base.map(|base| (object, id, base))),
                 (true, false) => {}
@@ -291,6 +341,7 @@ impl Store {
         }
         keep.sort_by_key(|(.., place)| place.at);
         let mut batch = self.catalog.batch();
+        let mut kept = 0;
         if !keep.is_empty() {
             let (_, header) = pack::open(&dir, number)?;
             if header.domain != domain {
@@ -312,11 +363,11 @@ impl Store {
                 writer.abandon();
                 return Err(error);
             }
-            sum.copied += writer.length;
+            kept = writer.length;
+            sum.copied += kept;
             let length = u32::try_from(writer.length).map_err(|_| damaged("a new pack", "it is too long"))?;
             batch.pack(writer.header.pack, &PackRow { length, ..*row });
             self.counted(&mut batch);
-            sum.freed = sum.freed.saturating_sub(writer.length);
         }
         fault::point("gc-copied");
         for (object, id) in dead {
@@ -329,8 +380,8 @@ impl Store {
         sys::remove(&path)?;
         sys::sync_dir(&dir)?;
         fault::point("gc-removed");
-        sum.freed += u64::from(row.length);
+        sum.freed += u64::from(row.length).saturating_sub(kept);
         sum.packs += 1;
-        Ok(())
+        Ok(left)
     }
 }

@@ -650,6 +650,11 @@ impl Store {
         self.begin(&mut locked(&self.writing), domain, class)
     }
 
+    /// The number of the pack that is begun next.
+    pub(crate) fn next_pack(&self) -> u32 {
+        locked(&self.writing).row.next_pack
+    }
+
     /// Puts the row with the numbers that are given out into a batch.
     pub(crate) fn counted(&self, batch: &mut Batch) {
         batch.store(&locked(&self.writing).row);

@@ -180,6 +180,9 @@ pub enum Command {
         /// Store in fewer bytes first what was stored while there was no time: takes a processor for long
         #[arg(long, conflicts_with = "dry_run")]
         recompact: bool,
+        /// Rewrite every pack that holds a byte of what no commit needs
+        #[arg(long, conflicts_with = "dry_run")]
+        erase: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -408,8 +411,9 @@ pub fn run(
         Command::Gc {
             dry_run,
             recompact,
+            erase,
             json,
-        } => store::gc(config, *dry_run, *recompact, *json),
+        } => store::gc(config, (*dry_run, *recompact, *erase), *json),
         Command::Audit {
             state,
             public_key,

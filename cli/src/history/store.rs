@@ -282,11 +282,16 @@ pub fn verify(config: &Config, percent: u32, as_json: bool) -> Result<ExitCode> 
 }
 
 /// Gets space back.
-pub fn gc(config: &Config, dry_run: bool, recompact: bool, as_json: bool) -> Result<ExitCode> {
+pub fn gc(
+    config: &Config,
+    (dry_run, recompact, erase): (bool, bool, bool),
+    as_json: bool,
+) -> Result<ExitCode> {
     let done = with_keeper(config, async |client| {
         let request = api::GcRequest {
             dry_run,
             recompact,
+            erase,
             ..api::GcRequest::default()
         };
         long(&client, async |context| client.gc(context, &request).await).await
@@ -315,6 +320,17 @@ pub fn gc(config: &Config, dry_run: bool, recompact: bool, as_json: bool) -> Res
             table::bytes(done.freed),
             table::bytes(done.copied),
             done.packs
+        );
+    }
+    all_erased(done.left)
+}
+
+/// Fails where something was to be erased and stays.
+fn all_erased(left: u64) -> Result<ExitCode> {
+    if left > 0 {
+        bail!(
+            "{left} objects that were to be erased are in the store still: what was recorded meanwhile needs them or stands on \
+             them, each time anew; `diffkeeper gc --erase` goes on with it when less is recorded"
         );
     }
     Ok(ExitCode::SUCCESS)
@@ -440,7 +456,7 @@ pub fn forget(config: &Config, state: &str, yes: bool, erase: bool) -> Result<Ex
     if erase {
         println!("{} came back to the disk.", table::bytes(done.freed));
     }
-    Ok(ExitCode::SUCCESS)
+    all_erased(done.left)
 }
 
 /// What the store holds, and how its chunks are stored, or a state's.

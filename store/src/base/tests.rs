@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{FAR, NEAR, steps};
 use crate::{
-    Id, Recorded, Result, Retention, Store, Thorough,
+    Collected, Id, Recorded, Result, Retention, Store, Thorough,
     catalog::{Base, Place},
     content::Pieces,
     format::{Entry, key},
@@ -17,7 +17,7 @@ use crate::{
 const STATE: &str = "ctr/default/web";
 
 fn entry_of(store: &Store, recorded: &Recorded, path: &str) -> Entry {
-    let domain = known(store, STATE).domain;
+    let domain = store.domain("ctr/default").unwrap();
     let tree = recorded.commit.tree_id().unwrap();
     let found = store.entry(domain, tree, &key(b"rootfs", path.as_bytes()));
     found.unwrap().unwrap()
@@ -38,11 +38,8 @@ fn version(store: &Store, path: &str, bytes: &[u8]) -> Recorded {
 }
 
 fn content(store: &Store, recorded: &Recorded, path: &str) -> Result<Vec<u8>> {
-    read(
-        store,
-        known(store, STATE).domain,
-        &entry_of(store, recorded, path),
-    )
+    let domain = store.domain("ctr/default").unwrap();
+    read(store, domain, &entry_of(store, recorded, path))
 }
 
 /// The only chunk of a file, and where it is.
@@ -289,6 +286,97 @@ fn what_is_erased_is_no_base() {
     let next = version(&store, "file", &bytes);
     assert!(next.commit.written < 2_000);
     assert!(content(&store, &next, "file").unwrap() == bytes);
+}
+
+/// Ten versions of a file, the first of which holds a secret, in a state that is forgotten; beside it states that each have
+/// a pack before those versions, so that a gc has something to say before it comes to them.
+fn forgotten(store: &Store) -> (Vec<u8>, Vec<Vec<u8>>) {
+    for (n, name) in EARLIER.iter().enumerate() {
+        let bytes = noise(5_000, 100 + n as u64);
+        commit(store, name, |s| vec![put(write(s, "earlier", &bytes, None))]);
+        store.gc(Thorough::Erase, false, |_| {}).unwrap();
+    }
+    let mut bytes = noise(15_000, 1);
+    let secret = bytes[5_000..5_064].to_vec();
+    let mut versions = Vec::new();
+    for n in 0..10 {
+        version(store, "file", &bytes);
+        versions.push(bytes.clone());
+        bytes[5_000 + n * 10..5_100 + n * 10].fill(n as u8);
+    }
+    store.forget_state(STATE).unwrap();
+    store.forget_state(EARLIER[0]).unwrap();
+    (secret, versions)
+}
+
+const EARLIER: [&str; 6] = ["e0", "e1", "e2", "e3", "e4", "e5"];
+const OTHER: &str = "ctr/default/other";
+
+/// In each gc, once it knows what nobody needs, another state comes to have a version of that.
+fn erase(store: &Store, mut wanted: impl FnMut(usize) -> Option<Vec<u8>>) -> Collected {
+    let mut round = 0;
+    let done = store.erase(|done| {
+        if done.looked_at > 1 {
+            return;
+        }
+        if let Some(bytes) = wanted(round) {
+            commit(store, OTHER, |s| vec![put(write(s, "file", &bytes, None))]);
+        }
+        round += 1;
+        store.forget_state(EARLIER[round]).unwrap();
+    });
+    done.unwrap()
+}
+
+#[test]
+fn what_another_state_takes_while_something_is_erased_keeps_nothing_of_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let (secret, versions) = forgotten(&store);
+    assert!(on_disk(dir.path(), &secret));
+    let done = erase(&store, |round| (round == 0).then(|| versions[9].clone()));
+    assert_eq!(done.left, 0, "{done:?}");
+    assert!(!on_disk(dir.path(), &secret), "the other's version stood on it");
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+    let last = store.commit(known(&store, OTHER).head.unwrap().0).unwrap();
+    assert!(content(&store, &last, "file").unwrap() == versions[9]);
+}
+
+#[test]
+fn what_cannot_be_erased_for_others_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let (secret, versions) = forgotten(&store);
+    // Each time another one, that stands on what is to go.
+    let done = erase(&store, |round| Some(versions[9 - round].clone()));
+    assert!(done.left > 0 && on_disk(dir.path(), &secret), "{done:?}");
+    let done = store.erase(|_| {}).unwrap();
+    assert_eq!(done.left, 0, "{done:?}");
+    assert!(!on_disk(dir.path(), &secret));
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+}
+
+#[test]
+fn what_is_damaged_keeps_no_other_pack_from_being_erased() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let needed = noise(9_000, 1);
+    // Together in a pack, and that is damaged where it is needed.
+    commit(&store, "a", |s| vec![put(write(s, "a", &noise(9_000, 2), None))]);
+    let kept = version(&store, "file", &needed);
+    let (_, place) = chunk(&store, &kept, "file");
+    store.gc(Thorough::Erase, false, |_| {}).unwrap();
+    let secret = noise(9_000, 3);
+    commit(&store, "b", |s| vec![put(write(s, "b", &secret, None))]);
+    let path = dir.path().join(format!("store/packs/{:08x}.pack", place.pack));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[place.at as usize + 5_000] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    store.forget_state("a").unwrap();
+    store.forget_state("b").unwrap();
+    let told = store.erase(|_| {}).unwrap_err().to_string();
+    assert!(told.contains("is damaged"), "{told}");
+    assert!(!on_disk(dir.path(), &secret[4_000..4_064]));
 }
 
 /// What nobody needs and stands on what goes is not found to be there when the same content comes again.
