@@ -217,18 +217,20 @@ fn shared(from: &File, to: &File, shares: &AtomicBool) -> bool {
     done.is_ok()
 }
 
-/// Makes what is neither a file nor a directory once more.
+/// Makes what is neither a file nor a directory once more; `all` of its attributes where it stays in its tree.
 pub(crate) fn special(
     from: (&OwnedFd, &OsStr),
     to: (&OwnedFd, &OsStr),
     stat: &FileStat,
     kind: SFlag,
+    all: bool,
 ) -> io::Result<()> {
     if kind == SFlag::S_IFLNK {
         symlinkat(readlinkat(from.0, from.1)?.as_os_str(), to.0, to.1)?;
     } else {
         mknodat(to.0, to.1, kind, Mode::S_IRUSR | Mode::S_IWUSR, stat.st_rdev)?;
     }
+    sys::copy_special_xattrs((from.0.as_fd(), from.1), (to.0.as_fd(), to.1), all)?;
     attributes(to.0, to.1, stat)
 }
 
@@ -382,7 +384,7 @@ impl<'scope> Walk<'scope, '_> {
             // Its other names are to find it.
             SFlag::S_IFREG => dir.file(name, &self.job.shares, &mut self.buffer)?,
             SFlag::S_IFLNK | SFlag::S_IFIFO | SFlag::S_IFCHR | SFlag::S_IFBLK => {
-                special((&dir.from, name), (&dir.to, name), &stat, kind)?;
+                special((&dir.from, name), (&dir.to, name), &stat, kind, false)?;
             }
             // A socket is nothing without who listens.
             _ => return Ok(Found::Copied),

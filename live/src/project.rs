@@ -2,8 +2,10 @@
 //!
 //! No name may go from one project to another, but only where the directory hands its project down: so first all entries
 //! get the number, and only then do the directories begin to hand it down. A walk that ends early leaves a tree that works
-//! as it did before, and the next one finds most of it done. What cannot be opened (symlinks, fifos, devices, whiteouts)
-//! cannot be given a number either, and is made again by a directory that hands it down.
+//! as it did before, and the next one goes past what is done, which takes a fraction of doing it: only the doing counts
+//! towards the time that it may take, so that each comes further, however large the tree. What cannot be opened (symlinks,
+//! fifos, devices, whiteouts) cannot be given a number either, and is made again by a directory that hands it down. That it
+//! has been, the kernel says, who links it there or does not.
 
 use std::{
     collections::HashMap,
@@ -15,7 +17,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -26,7 +28,7 @@ use nix::{
         stat::{FileStat, Mode, SFlag, fstat, fstatat, futimens},
         time::TimeSpec,
     },
-    unistd::{LinkatFlags, linkat},
+    unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat},
 };
 
 use crate::{
@@ -41,18 +43,15 @@ use crate::{
 const DEEPEST: usize = 400;
 
 /// Puts all that is below `top` into a project that hands itself down, and then `top`; nobody uses the tree. `scratch` is
-/// no directory yet, on the same file system. False where there was no time for all of it.
+/// no directory yet, on the same file system. False where there is more to do than can be done in this time: but something
+/// always is.
 ///
 /// # Errors
 /// An entry that cannot be changed, a full disk.
-pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, until: Instant) -> Result<bool> {
+pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, patience: Duration) -> Result<bool> {
     // From the second walk on only a part hands the project down, and no container may have it so: there is no limit.
     let ending = scratch.with_extension("ending");
-    let until = if ending.exists() {
-        Instant::now() + FOREVER
-    } else {
-        until
-    };
+    let patience = if ending.exists() { FOREVER } else { patience };
     // Left by one that was killed.
     tree::delete(scratch).on("delete", scratch)?;
     make(scratch)?;
@@ -63,7 +62,7 @@ pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, until: Instant) 
         scratch: open.into(),
         links: HashMap::new(),
     };
-    let all = walk(top, until, |dir, name, stat| numbers.give(dir, name, stat));
+    let all = walk(top, patience, |dir, name, stat| numbers.give(dir, name, stat));
     tree::delete(scratch).on("delete", scratch)?;
     if !all? {
         return Ok(false);
@@ -73,11 +72,11 @@ pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, until: Instant) 
         .sync_all()
         .on("sync", &ending)?;
     // From here on it is to be whole, and there is little left to do.
-    walk(top, Instant::now() + FOREVER, |dir, name, stat| {
+    walk(top, FOREVER, |dir, name, stat| {
         if kind(stat) == SFlag::S_IFDIR {
             sys::set_project(&opened(dir, name, DIR)?, project, true)?;
         }
-        Ok(false)
+        Ok(Given::Already)
     })?;
     let done = File::from(tree::open_dir(top)?);
     sys::set_project(&done, project, true).on("set the project of", top)?;
@@ -86,7 +85,20 @@ pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, until: Instant) 
 }
 
 /// Longer than any walk.
-const FOREVER: std::time::Duration = std::time::Duration::from_secs(1 << 30);
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+
+/// What became of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Given {
+    /// It had its number.
+    Already,
+    Now,
+    /// And for that was replaced in its directory.
+    Replaced,
+}
+
+/// A name in `scratch`, for a moment.
+const ONE: &str = "one";
 
 struct Numbers {
     project: u32,
@@ -97,36 +109,51 @@ struct Numbers {
 }
 
 impl Numbers {
-    /// Gives an entry its number. True where its directory was changed for it.
-    fn give(&mut self, dir: &OwnedFd, name: &OsStr, stat: &FileStat) -> io::Result<bool> {
+    /// Gives an entry its number.
+    fn give(&mut self, dir: &OwnedFd, name: &OsStr, stat: &FileStat) -> io::Result<Given> {
         let file = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let open = match kind(stat) {
             SFlag::S_IFREG => opened(dir, name, file)?,
             SFlag::S_IFDIR => opened(dir, name, DIR)?,
-            kind => return self.make_again(dir, name, stat, kind).map(|()| true),
+            _ if self.has(dir, name)? => return Ok(Given::Already),
+            kind => return self.make_again(dir, name, stat, kind).map(|()| Given::Replaced),
         };
-        if sys::project(&open)?.number != self.project {
-            sys::set_project(&open, self.project, false)?;
+        if sys::project(&open)?.number == self.project {
+            return Ok(Given::Already);
         }
-        Ok(false)
+        sys::set_project(&open, self.project, false)?;
+        Ok(Given::Now)
+    }
+
+    /// Whether something that cannot be opened may go where the project is handed down. (To newer kernels some of it may
+    /// that has no number at all: it takes no space either.)
+    fn has(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<bool> {
+        match linkat(dir, name, &self.scratch, ONE, LinkatFlags::empty()) {
+            Ok(()) => {
+                unlinkat(&self.scratch, ONE, UnlinkatFlags::NoRemoveDir)?;
+                Ok(true)
+            }
+            // As many links as there can be: that it is made again says what is wrong, if anything is.
+            Err(Errno::EXDEV | Errno::EMLINK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn make_again(&mut self, dir: &OwnedFd, name: &OsStr, stat: &FileStat, kind: SFlag) -> io::Result<()> {
-        const ONE: &str = "one";
         // Each name that is replaced is one less: the last of several looks as if it were the only one.
         if stat.st_nlink > 1 || self.links.contains_key(&stat.st_ino) {
             let kept = match self.links.get(&stat.st_ino) {
                 Some(kept) => kept,
                 None => {
                     let kept = self.links.len().to_string();
-                    copy::special((dir, name), (&self.scratch, OsStr::new(&kept)), stat, kind)?;
+                    copy::special((dir, name), (&self.scratch, OsStr::new(&kept)), stat, kind, true)?;
                     self.links.entry(stat.st_ino).or_insert(kept)
                 }
             };
             let scratch = &self.scratch;
             linkat(scratch, kept.as_str(), scratch, ONE, LinkatFlags::empty())?;
         } else {
-            copy::special((dir, name), (&self.scratch, OsStr::new(ONE)), stat, kind)?;
+            copy::special((dir, name), (&self.scratch, OsStr::new(ONE)), stat, kind, true)?;
         }
         Ok(renameat(&self.scratch, ONE, dir, name)?)
     }
@@ -172,25 +199,34 @@ impl Level {
     }
 }
 
-/// Shows every entry below `top`, following no link; it answers whether it has changed the directory. False where the time
-/// was up before the end.
+/// Shows every entry below `top`, following no link. False where what is done to them took too long before the end.
 fn walk(
     top: &Path,
-    until: Instant,
-    mut each: impl FnMut(&OwnedFd, &OsStr, &FileStat) -> io::Result<bool>,
+    patience: Duration,
+    each: impl FnMut(&OwnedFd, &OsStr, &FileStat) -> io::Result<Given>,
 ) -> Result<bool> {
     let mut stack = vec![Level::of(tree::open_dir(top)?).on("read", top)?];
+    let walked = down(top, &mut stack, patience, each);
+    // Wherever it ended.
+    let left: io::Result<()> = stack.iter().try_for_each(Level::leave);
+    let all = walked?;
+    left.on("set the times below", top)?;
+    Ok(all)
+}
+
+fn down(
+    top: &Path,
+    stack: &mut Vec<Level>,
+    patience: Duration,
+    mut each: impl FnMut(&OwnedFd, &OsStr, &FileStat) -> io::Result<Given>,
+) -> Result<bool> {
     let mut path = PathBuf::from(top);
+    let mut taken = Duration::ZERO;
     loop {
         let depth = stack.len();
         let Some(level) = stack.last_mut() else {
             return Ok(true);
         };
-        if Instant::now() >= until {
-            let left: io::Result<()> = stack.iter().try_for_each(Level::leave);
-            left.on("set the times below", top)?;
-            return Ok(false);
-        }
         let Some(entry) = level.entries.next() else {
             level.leave().on("set the times of", &path)?;
             stack.pop();
@@ -204,7 +240,15 @@ fn walk(
         }
         let here = path.join(name);
         let stat = fstatat(level.dir.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW).on("look at", &here)?;
-        level.changed |= each(&level.dir, name, &stat).on("set the project of", &here)?;
+        let began = Instant::now();
+        let given = each(&level.dir, name, &stat).on("set the project of", &here)?;
+        level.changed |= given == Given::Replaced;
+        if given != Given::Already {
+            taken += began.elapsed();
+            if taken >= patience {
+                return Ok(false);
+            }
+        }
         if kind(&stat) == SFlag::S_IFDIR {
             if depth >= DEEPEST {
                 return Err(Errno::ENAMETOOLONG).on("go into", &here);

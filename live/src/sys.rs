@@ -1,6 +1,8 @@
 //! The raw system calls.
 #![allow(unsafe_code)]
 
+mod xattr;
+
 use std::{
     ffi::{CStr, CString},
     fs::File,
@@ -12,6 +14,8 @@ use std::{
     },
     path::Path,
 };
+
+pub use xattr::{copy_special_xattrs, copy_xattrs, has_xattr, set_xattr};
 
 /// Takes an open-file-description lock on the whole file; false when another has it.
 ///
@@ -55,29 +59,6 @@ pub fn unlock(file: &File) -> io::Result<()> {
     Err(io::Error::last_os_error())
 }
 
-/// Sets an extended attribute, not following a link.
-///
-/// # Errors
-/// As setxattr(2).
-pub fn set_xattr(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: both strings and the value live across the call, the value's length is passed with it.
-    let done = unsafe {
-        libc::lsetxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            0,
-        )
-    };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
 /// Makes two names of one file system change places.
 ///
 /// # Errors
@@ -102,67 +83,6 @@ pub fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     } else {
         Ok(())
     }
-}
-
-/// Whether an open file or directory has extended attributes of these prefixes.
-///
-/// # Errors
-/// As flistxattr(2).
-pub fn has_xattr(fd: BorrowedFd<'_>, wanted: impl Fn(&[u8]) -> bool) -> io::Result<bool> {
-    let mut names = vec![0u8; 65536];
-    // SAFETY: the buffer's length is passed with it.
-    let n = unsafe { libc::flistxattr(fd.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
-    let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
-    names.truncate(n);
-    Ok(names
-        .split(|b| *b == 0)
-        .any(|name| !name.is_empty() && wanted(name)))
-}
-
-/// Copies the extended attributes that belong to the content: not overlayfs's own, nor the label of SELinux, which is
-/// the mount's.
-///
-/// # Errors
-/// As fsetxattr(2). Attributes that the target's file system does not know at all are left out.
-pub fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
-    const LONGEST: usize = 65536;
-    // SAFETY: with a null buffer only the length is asked for.
-    let n = unsafe { libc::flistxattr(from.as_raw_fd(), std::ptr::null_mut(), 0) };
-    if n <= 0 {
-        return Ok(());
-    }
-    let mut names = vec![0u8; LONGEST];
-    // SAFETY: the buffer's length is passed with it.
-    let n = unsafe { libc::flistxattr(from.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
-    names.truncate(usize::try_from(n).map_err(|_| io::Error::last_os_error())?);
-    let mut value = vec![0u8; LONGEST];
-    for name in names.split_inclusive(|b| *b == 0) {
-        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"security.selinux") {
-            continue;
-        }
-        let Ok(name) = CStr::from_bytes_with_nul(name) else {
-            continue;
-        };
-        // SAFETY: the name is a C string, the buffer's length is passed with it.
-        let n = unsafe {
-            libc::fgetxattr(
-                from.as_raw_fd(),
-                name.as_ptr(),
-                value.as_mut_ptr().cast(),
-                value.len(),
-            )
-        };
-        let Ok(n) = usize::try_from(n) else { continue };
-        // SAFETY: as above; `n` bytes of the buffer have been filled.
-        let set = unsafe { libc::fsetxattr(to.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), n, 0) };
-        if set < 0 {
-            let error = io::Error::last_os_error();
-            if error.raw_os_error() != Some(libc::EOPNOTSUPP) {
-                return Err(error);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Shares the whole content of one file with another (a reflink).

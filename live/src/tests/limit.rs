@@ -3,8 +3,12 @@
 use std::{
     fs::File,
     io::Write,
-    os::unix::fs::{MetadataExt, symlink},
+    os::{
+        fd::AsFd,
+        unix::fs::{MetadataExt, symlink},
+    },
     process::Command,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use nix::sys::stat::{Mode, SFlag, mknod};
@@ -209,10 +213,35 @@ fn varied(state: &State, lower: &Path) {
     std::os::unix::fs::lchown(upper.join("d0/link"), Some(12), Some(34)).unwrap();
     nix::unistd::mkfifo(&upper.join("d0/fifo"), Mode::S_IRWXU).unwrap();
     drop(std::os::unix::net::UnixListener::bind(upper.join("d0/socket")).unwrap());
-    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(981_173_106);
-    for dir in ["d0/deep/er", "d0/deep", "d0", "."] {
-        File::open(upper.join(dir)).unwrap().set_modified(old).unwrap();
+    for special in NOTED {
+        sys::set_xattr(&upper.join(special), c"trusted.note", b"kept").unwrap();
     }
+    for dir in ["d0/deep/er", "d0/deep", "d0", "."] {
+        long_ago(&upper.join(dir));
+    }
+}
+
+/// They have an attribute.
+const NOTED: [&str; 3] = ["d0/link", "d0/fifo", "gone0"];
+
+/// Whether an entry has it, whatever it is.
+fn is_noted(path: &Path, scratch: &Path) -> bool {
+    let dir = |path: &Path| tree::open_dir(path.parent().unwrap()).unwrap();
+    let file = scratch.join("noted");
+    let to = File::create(&file).unwrap();
+    let named = |path: &Path| path.file_name().unwrap().to_owned();
+    sys::copy_special_xattrs(
+        (dir(path).as_fd(), &named(path)),
+        (dir(&file).as_fd(), &named(&file)),
+        true,
+    )
+    .unwrap();
+    sys::has_xattr(to.as_fd(), |name| name == b"trusted.note").unwrap()
+}
+
+fn long_ago(dir: &Path) {
+    let then = UNIX_EPOCH + Duration::from_secs(981_173_106);
+    File::open(dir).unwrap().set_modified(then).unwrap();
 }
 
 /// All of a tree, as a person would list it, with what does not move when it is put into a project.
@@ -251,8 +280,7 @@ fn a_tree_that_was_begun_without_a_limit_is_put_into_one() {
         for _ in 0..2 {
             let scratch = state.dir().join("taking-in");
             let number = 0x4446_0001;
-            let now = std::time::Instant::now();
-            assert!(!crate::project::take_in(&roots, &scratch, number, now).unwrap());
+            assert!(!crate::project::take_in(&roots, &scratch, number, Duration::ZERO).unwrap());
             let one = File::open(state.upper().join("d1")).unwrap();
             sys::set_project(&one, number, false).unwrap();
             let mounted = disk.bench.mounted(&state, &lower, "merged");
@@ -267,6 +295,10 @@ fn a_tree_that_was_begun_without_a_limit_is_put_into_one() {
 
         assert_eq!(state.limit(Some(16 * MIB)).unwrap(), Limited::Held);
         assert_eq!(listed(&state.upper()), middle);
+        let scratch = disk.bench.scratch("attributes");
+        for special in NOTED {
+            assert!(is_noted(&state.upper().join(special), &scratch), "{special}");
+        }
         assert!(!state.dir().join("taking-in").exists());
         {
             let mounted = overlay_on(&disk, &state, &lower);
@@ -292,14 +324,68 @@ fn a_tree_that_was_begun_without_a_limit_is_put_into_one() {
 
         // Deeper than is gone into: it starts all the same, and that is told.
         let deep = disk.bench.prepared("ctr/default/deep");
+        for n in 0..9 {
+            symlink("x", deep.upper().join(n.to_string())).unwrap();
+        }
         let mut at = tree::open_dir(&deep.upper()).unwrap();
         for _ in 0..500 {
             nix::sys::stat::mkdirat(&at, "d", Mode::S_IRWXU).unwrap();
             at = nix::fcntl::openat(&at, "d", tree::DIR, Mode::empty()).unwrap();
         }
+        long_ago(&deep.upper());
+        let modified = || deep.upper().metadata().unwrap().modified().unwrap();
+        let before = modified();
         assert!(matches!(deep.limit(Some(MIB)).unwrap(), Limited::Later(why) if why.contains("too long")));
         assert_eq!(disk.quota("ctr/default/deep").unwrap().used, None);
+        assert_eq!(modified(), before);
         let _mounted = overlay(&disk, &deep);
+    }
+}
+
+/// However little time each start has for it, some start is the last.
+#[test]
+fn what_could_not_be_finished_is_gone_on_with() {
+    for mkfs in KINDS {
+        let Some(disk) = Disk::new("what_could_not_be_finished_is_gone_on_with", mkfs) else {
+            continue;
+        };
+        let state = disk.bench.prepared("ctr/default/web");
+        let upper = state.upper();
+        for dir in ["a", "b/c", "b"] {
+            let dir = upper.join(dir);
+            std::fs::create_dir_all(&dir).unwrap();
+            for n in 0..3 {
+                std::fs::write(dir.join(format!("f{n}")), b"x").unwrap();
+                symlink("f0", dir.join(format!("l{n}"))).unwrap();
+            }
+            nix::unistd::mkfifo(&dir.join("fifo"), Mode::S_IRWXU).unwrap();
+            long_ago(&dir);
+        }
+        let before = listed(&upper);
+        let roots = state.dir().join("roots");
+        let specials = || -> Vec<u64> {
+            let names = before.iter().map(|line| line.split(' ').next().unwrap());
+            let found = names.map(|name| Path::new(name).symlink_metadata().unwrap());
+            let special = found.filter(|m| !m.is_file() && !m.is_dir());
+            special.map(|m| m.ino()).collect()
+        };
+        let first = specials();
+        let (mut now, mut starts) = (first.clone(), 1);
+        let scratch = state.dir().join("taking-in");
+        while !crate::project::take_in(&roots, &scratch, 0x4446_0001, Duration::ZERO).unwrap() {
+            starts += 1;
+            assert!(starts <= before.len() + 10, "each does something");
+            assert_eq!(listed(&upper), before);
+            let next = specials();
+            for ((first, now), next) in first.iter().zip(&now).zip(&next) {
+                assert!(now == next || now == first, "made again, and again");
+            }
+            now = next;
+        }
+        assert!(starts > 9, "{starts}");
+        assert_eq!(listed(&upper), before);
+        let file = File::open(upper.join("b/c/f2")).unwrap();
+        assert_eq!(sys::project(&file).unwrap().number, 0x4446_0001);
     }
 }
 
