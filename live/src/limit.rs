@@ -11,7 +11,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io::{Read, Seek, Write},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -32,8 +32,7 @@ const FIRST: u32 = 0x4446_0000;
 /// choose the same at the same time.
 const SPREAD: u32 = 1 << 30;
 
-/// How long a start may take to put a tree into its project that was begun without one, beside going past what is in it
-/// already. The next one goes on with it.
+/// How long a start may take to put a tree into its project that was begun without one. The next one goes on with it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A limit that nothing reaches: what is being made for a project is not held to its own yet.
@@ -201,7 +200,7 @@ impl State {
             // Whose it is to be: whoever comes after one that was killed goes on with it.
             sys::set_project(&open, number, false).on("set the project of", roots)?;
             let scratch = self.dir().join("taking-in");
-            match project::take_in(roots, &scratch, number, PATIENCE) {
+            match project::take_in(roots, &scratch, number, Instant::now() + PATIENCE) {
                 Ok(true) => {}
                 Ok(false) => {
                     return Ok(Limited::Later(format!(
