@@ -14,6 +14,7 @@ pub mod direct;
 mod error;
 pub mod fault;
 pub mod format;
+mod gate;
 mod gc;
 mod history;
 mod id;

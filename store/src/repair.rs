@@ -8,11 +8,12 @@
 mod find;
 mod run;
 
-use std::{collections::BTreeMap, fmt, os::unix::fs::MetadataExt, path::Path, sync::RwLockWriteGuard};
+use std::{collections::BTreeMap, fmt, os::unix::fs::MetadataExt, path::Path};
 
 use crate::{
     error::{Context, Error, Result},
     format::{Commit, Entry},
+    gate::Alone,
     history::Known,
     id::Id,
     pack::Object,
@@ -52,7 +53,7 @@ pub struct Surveyed {
 /// What a repair is going to do.
 pub struct Plan<'s> {
     store: &'s Store,
-    _alone: RwLockWriteGuard<'s, ()>,
+    _alone: Alone<'s>,
     /// Packs that are damaged or lost, and how it shows.
     pub packs: BTreeMap<u32, String>,
     /// What is lost.

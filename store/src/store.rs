@@ -7,11 +7,9 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        TryLockError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use delta::Encoding;
@@ -25,6 +23,7 @@ use crate::{
     error::{Context, Error, Result, damaged},
     fault,
     format::Node,
+    gate::{Alone, Gate, Within},
     id::{Hash, Id},
     migrate::Migrating,
     pack::{self, Class, FULL, Header, LONGEST, Object, RECORD, Record, Writer},
@@ -36,9 +35,6 @@ use crate::{
 
 /// The format of stores that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 3;
-
-/// How long a session lets those pass who wait for all sessions to end.
-const COURTESY: Duration = Duration::from_millis(20);
 
 /// Nodes that are kept in memory, in bytes.
 const NODES: u64 = 16 << 20;
@@ -69,10 +65,8 @@ pub struct Store {
     nodes: Cache<(u32, Id), Arc<Node>, Weight>,
     pub(crate) bases: Bases,
     pub(crate) dictionaries: Dictionaries,
-    /// Held by whoever adds objects; taken whole by gc for the moment in which it removes some.
-    pub(crate) gate: RwLock<()>,
-    /// How many wait for all sessions to end.
-    waiting: AtomicU64,
+    /// Passed by whoever adds objects; gc has it alone for the moment in which it removes some.
+    gate: Gate,
     /// Held by the one gc that there is at a time.
     pub(crate) collecting: Mutex<()>,
     /// How many wait for that to be theirs: a recompaction gives way to a gc.
@@ -214,8 +208,7 @@ impl Store {
             nodes: Cache::with_weighter(2048, NODES, Weight),
             bases: base::bases(),
             dictionaries: Dictionaries::default(),
-            gate: RwLock::default(),
-            waiting: AtomicU64::new(0),
+            gate: Gate::default(),
             collecting: Mutex::default(),
             awaited: AtomicU64::default(),
             spared: Mutex::default(),
@@ -423,42 +416,24 @@ impl Store {
     /// Begins to add objects of a domain.
     #[must_use]
     pub fn session(&self, domain: u32) -> Session<'_> {
-        self.let_pass();
         Session {
             store: self,
             domain,
-            _gate: Some(self.gate.read().unwrap_or_else(PoisonError::into_inner)),
+            _gate: Some(self.gate.enter()),
             lost: locked(&self.writing).lost,
             written: AtomicU64::new(0),
             in_use: InUse::default(),
         }
     }
 
-    /// Keeps all sessions out, after those that there are. One of them may be a restore of hours: others begin beside it, or
-    /// within it, as if nobody waited here, but for a moment of courtesy.
-    pub(crate) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let alone = loop {
-            match self.gate.try_write() {
-                Ok(alone) => break alone,
-                Err(TryLockError::Poisoned(alone)) => break alone.into_inner(),
-                Err(TryLockError::WouldBlock) => std::thread::sleep(COURTESY / 20),
-            }
-        };
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        alone
+    /// Keeps all sessions out, after those that there are.
+    pub(crate) fn alone(&self) -> Alone<'_> {
+        self.gate.alone()
     }
 
-    /// Lets somebody go first who waits for all sessions to end: those that follow each other closely leave no gap.
-    fn let_pass(&self) {
-        let since = Instant::now();
-        while self.is_waited_for() && since.elapsed() < COURTESY {
-            std::thread::sleep(COURTESY / 20);
-        }
-    }
-
+    #[cfg(test)]
     pub(crate) fn is_waited_for(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
+        self.gate.is_waited_for()
     }
 
     /// As [`Store::session`], for whoever keeps all others out already.
@@ -702,7 +677,7 @@ impl Store {
 pub struct Session<'s> {
     pub(crate) store: &'s Store,
     pub(crate) domain: u32,
-    _gate: Option<RwLockReadGuard<'s, ()>>,
+    _gate: Option<Within<'s>>,
     lost: u64,
     written: AtomicU64,
     pub(crate) in_use: InUse,
