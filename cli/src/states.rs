@@ -137,12 +137,15 @@ pub fn list(config: &Config, as_json: bool) -> Result<ExitCode> {
 /// What the namespaces take that may take so much.
 fn print_totals(config: &Config, node: &Node) -> Result<()> {
     let states = node.states()?;
-    let namespaces: BTreeSet<&str> = states.iter().map(|info| info.name.namespace()).collect();
-    for namespace in namespaces {
+    let names = states.iter().map(|info| &info.name);
+    let namespaces: BTreeSet<_> = names
+        .map(|name| (name.engine_namespace(), name.namespace()))
+        .collect();
+    for (whole, namespace) in namespaces {
         if let Some(limit) = config.total_limit_of(namespace) {
-            let taken = node.total(namespace, None)?.bytes;
+            let taken = node.total(whole, None)?.bytes;
             println!(
-                "namespace {namespace}: {} of {}{}",
+                "namespace {whole}: {} of {}{}",
                 table::bytes(taken),
                 table::bytes(limit),
                 if taken >= limit {

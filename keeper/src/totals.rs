@@ -12,8 +12,8 @@ impl Keeper {
     pub(crate) fn count_totals(&self) -> Result<()> {
         let mut totals = BTreeMap::new();
         for info in self.node().states()? {
-            let namespace = info.name.namespace();
-            let Some(limit) = self.total_limit(namespace) else {
+            let namespace = info.name.engine_namespace();
+            let Some(limit) = self.total_limit(info.name.namespace()) else {
                 continue;
             };
             if totals.contains_key(namespace) {
@@ -54,7 +54,12 @@ mod tests {
             ..Config::parse(text).unwrap()
         };
         let keeper = Keeper::open(&config).unwrap();
-        for name in ["k8s/shop/db/pg", "k8s/shop/web/app", "k8s/other/web/app"] {
+        for name in [
+            "k8s/shop/db/pg",
+            "k8s/shop/web/app",
+            "k8s/other/web/app",
+            "ctr/shop/pg",
+        ] {
             let root = keeper.node().state(&name.parse().unwrap()).root(&Root::Rootfs);
             let root = root.unwrap();
             root.prepare_overlay(0o755, (0, 0)).unwrap();
@@ -66,15 +71,19 @@ mod tests {
             .lines()
             .filter(|line| line.starts_with("diffkeeper_namespace_"))
             .collect();
-        let [taken, limit] = told.as_slice() else {
+        // What is configured for a name is so for each engine's own.
+        let [other, taken, other_limit, limit] = told.as_slice() else {
             panic!("{told:?}");
         };
-        assert_eq!(
-            *limit,
-            "diffkeeper_namespace_limit_bytes{namespace=\"shop\"} 5242880"
-        );
-        let taken = taken.strip_prefix("diffkeeper_namespace_bytes{namespace=\"shop\"} ");
-        let taken: u64 = taken.unwrap().parse().unwrap();
+        let of = |line: &str, figure: &str, namespace: &str| -> u64 {
+            let begin = format!("diffkeeper_namespace_{figure}{{namespace=\"{namespace}\"}} ");
+            line.strip_prefix(&begin).unwrap().parse().unwrap()
+        };
+        assert_eq!(of(limit, "limit_bytes", "k8s/shop"), 5 << 20);
+        assert_eq!(of(other_limit, "limit_bytes", "ctr/shop"), 5 << 20);
+        let taken = of(taken, "bytes", "k8s/shop");
         assert!((6 << 20..7 << 20).contains(&taken), "{taken}");
+        let other = of(other, "bytes", "ctr/shop");
+        assert!((3 << 20..4 << 20).contains(&other), "{other}");
     }
 }

@@ -19,14 +19,14 @@ pub struct Total {
 }
 
 impl Node {
-    /// What the live trees of a namespace take. Those that the disk counts cost nothing; the others are walked, until it is
+    /// What the live trees of a namespace, [named with its engine](runtime_spec::name::StateName::engine_namespace), take. Those that the disk counts cost nothing; the others are walked, until it is
     /// time.
     ///
     /// # Errors
     /// A directory of ours that cannot be read.
     pub fn total(&self, namespace: &str, until: Option<Instant>) -> Result<Total> {
         let mut total = Total::default();
-        let of = |info: &StateInfo| info.name.namespace() == namespace;
+        let of = |info: &StateInfo| info.name.engine_namespace() == namespace;
         let mut uncounted = Vec::new();
         for info in self.states()?.into_iter().filter(of) {
             match info.quota().and_then(|quota| quota.used) {
@@ -71,19 +71,21 @@ mod tests {
             ("k8s/shop/db/pg", 3),
             ("k8s/shop/web/app", 9),
             ("k8s/other/web/app", 5),
+            // containerd's of that name is another.
+            ("ctr/shop/pg", 7),
         ] {
             let root = node.state(&name.parse().unwrap()).root(&Root::Rootfs).unwrap();
             root.prepare_overlay(0o755, (0, 0)).unwrap();
             std::fs::write(root.upper().join("f"), vec![1; bytes << 20]).unwrap();
         }
-        let total = node.total("shop", None).unwrap();
+        let total = node.total("k8s/shop", None).unwrap();
         assert!((12 << 20..13 << 20).contains(&total.bytes), "{total:?}");
         let names: Vec<&str> = total.states.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["k8s/shop/web/app", "k8s/shop/db/pg"]);
         assert!(!total.more);
-        assert_eq!(node.total("none", None).unwrap(), Total::default());
+        assert_eq!(node.total("k8s/none", None).unwrap(), Total::default());
         // No time at all.
-        let none = node.total("shop", Some(Instant::now())).unwrap();
+        let none = node.total("k8s/shop", Some(Instant::now())).unwrap();
         assert_eq!((none.bytes, none.more), (0, true));
     }
 }

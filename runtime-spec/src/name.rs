@@ -76,6 +76,19 @@ impl StateName {
         }
     }
 
+    /// The namespace with its engine before it: namespaces of one name have nothing in common where their engines are not the
+    /// same.
+    #[must_use]
+    pub fn engine_namespace(&self) -> &str {
+        let parts = match self.engine {
+            Engine::Docker => 1,
+            _ => 2,
+        };
+        let mut ends = self.text.match_indices('/').map(|(at, _)| at);
+        let end = ends.nth(parts - 1).unwrap_or(self.text.len());
+        self.text.get(..end).unwrap_or_default()
+    }
+
     /// The last part.
     #[must_use]
     pub fn leaf(&self) -> &str {

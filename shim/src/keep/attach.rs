@@ -114,12 +114,12 @@ impl Attach {
             if node.state(&name).exists() {
                 return Ok(());
             }
-            let total = node.total(name.namespace(), Some(Instant::now() + COUNT_LIMIT))?;
+            let total = node.total(name.engine_namespace(), Some(Instant::now() + COUNT_LIMIT))?;
             if total.bytes >= limit {
                 let most: Vec<&str> = total.states.iter().map(|(state, _)| state.as_str()).take(3).collect();
                 return Err(Error::FailedPrecondition(format!(
                     "no new state begins in the namespace {}: its live trees take {} MiB, and total-limit is {} MiB. Remove what nobody needs (diffkeeper states, diffkeeper rm; most is in {}), or raise total-limit",
-                    name.namespace(),
+                    name.engine_namespace(),
                     total.bytes >> 20,
                     limit >> 20,
                     most.join(", ")
