@@ -19,12 +19,33 @@ pub enum Error {
     /// The live trees.
     #[error(transparent)]
     Live(#[from] live::Error),
+    /// What was to take a live tree's place did not, and what that holds had been recorded for it.
+    #[error("{error}. What {state} holds was recorded before that: commit {commit}, its newest now")]
+    Recorded {
+        /// The state.
+        state: String,
+        /// The commit, by its short name.
+        commit: String,
+        /// What went wrong.
+        error: Box<Error>,
+    },
     /// Something that is not to be done so.
     #[error("{0}")]
     Refused(String),
     /// No such state, version or path.
     #[error("{0}")]
     NotFound(String),
+}
+
+impl Error {
+    /// What went wrong, whatever was recorded before.
+    #[must_use]
+    pub fn cause(&self) -> &Error {
+        match self {
+            Error::Recorded { error, .. } => error.cause(),
+            error => error,
+        }
+    }
 }
 
 /// A result of this crate.

@@ -64,7 +64,7 @@ impl Tasks {
 impl From<Error> for ttrpc::Error {
     fn from(error: Error) -> Self {
         use ttrpc::Code;
-        let code = match &error {
+        let code = match error.cause() {
             Error::NotFound(_) | Error::Store(store::Error::NotFound(_)) => Code::NOT_FOUND,
             Error::Refused(_) | Error::Store(store::Error::Refused(_) | store::Error::Unclear(_)) => {
                 Code::FAILED_PRECONDITION

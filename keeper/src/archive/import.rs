@@ -13,7 +13,7 @@ use live::{Attempt, Holder, Root, State};
 use nix::sys::stat::{FileStat, fstat, makedev};
 use runtime_spec::name::StateName;
 use store::{
-    Known, Recorded, Session,
+    Id, Known, Recorded, Session,
     format::{Commit, Consistency, Entry, Kind, Reason, place},
 };
 use tar::EntryType;
@@ -339,8 +339,21 @@ impl Keeper {
             Attempt::Busy(holder) => return Err(state.busy(holder).into()),
         };
         state.evict(&lease, Duration::from_secs(10))?;
+        let head = || -> Result<Option<Id>> {
+            let known = self.store().state(&name.to_string())?;
+            Ok(known.and_then(|known| known.head).map(|(id, _)| id))
+        };
+        let before = head()?;
         let done = self.import_now(&state, &name, how, progress);
         lease.release()?;
+        let done = match (done, head()?) {
+            (Err(error), Some(now)) if there && before != Some(now) => Err(Error::Recorded {
+                state: name.to_string(),
+                commit: now.short(),
+                error: Box::new(error),
+            }),
+            (done, _) => done,
+        };
         if done.is_err() && !there {
             // Nobody has it: as if it had never been asked for.
             if self.store().state(&name.to_string())?.is_some() {

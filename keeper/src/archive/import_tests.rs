@@ -11,21 +11,23 @@ use std::{
 
 use live::Root;
 use proptest::prelude::*;
+use runtime_spec::config::Config;
 use store::{
     Store,
-    format::{Entry, Kind, Shown, Xattr},
+    format::{Entry, Kind, Reason, Shown, Xattr},
 };
 use tar::EntryType;
 
 use super::{
-    import::Import,
+    import::{Import, Importing},
     tar::{Head, Writer},
     tests::{domain, pack},
     tree::{ROOT, Tree},
     write::Form,
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
+    keeper::Keeper,
     progress::Progress,
     redshift,
     tests::{capture, everything, root, store},
@@ -529,4 +531,57 @@ proptest! {
         let mut reader = super::read::Reader::new(bytes.as_slice());
         prop_assert!(reader.next().is_err() || bytes.len() < 512);
     }
+}
+
+/// It fails when the present is recorded already: that commit is told of.
+#[test]
+fn what_was_recorded_before_a_replacement_that_failed_is_told() {
+    if !root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config {
+        root: dir.path().join("root"),
+        ..Config::default()
+    };
+    let keeper = Keeper::open(&config).unwrap();
+    let state = keeper.node().state(&"ctr/default/web".parse().unwrap());
+    let upper = state.root(&Root::Rootfs).unwrap();
+    upper.prepare_overlay(0o755, (0, 0)).unwrap();
+    fs::write(upper.upper().join("f"), b"present").unwrap();
+    let outside = dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("f"), b"imported").unwrap();
+    let how = Importing {
+        from: &outside,
+        volumes: &[],
+        replace: true,
+    };
+    // What another left cannot be put away.
+    fs::create_dir(state.dir().join("restoring")).unwrap();
+    let trash = config.root.join("trash");
+    fs::remove_dir(&trash).unwrap();
+    fs::write(&trash, b"").unwrap();
+    let failed = keeper.import("web", &how, &Progress::default()).unwrap_err();
+    let head = |keeper: &Keeper| {
+        let (id, _) = keeper.known("web").unwrap().head.unwrap();
+        keeper.store().commit(id).unwrap()
+    };
+    let before = head(&keeper);
+    assert_eq!(before.commit.reason(), Reason::BeforeRestore);
+    let told = failed.to_string();
+    assert!(
+        told.contains("trash") && told.contains(&before.id.short()),
+        "{told}"
+    );
+    assert!(matches!(failed.cause(), Error::Live(_)), "{failed:?}");
+    assert_eq!(fs::read(upper.upper().join("f")).unwrap(), b"present");
+    // The next one that fails has nothing to record.
+    let failed = keeper.import("web", &how, &Progress::default()).unwrap_err();
+    assert!(!failed.to_string().contains("recorded"), "{failed}");
+    fs::remove_file(&trash).unwrap();
+    fs::create_dir(&trash).unwrap();
+    keeper.import("web", &how, &Progress::default()).unwrap();
+    assert_eq!(fs::read(upper.upper().join("f")).unwrap(), b"imported");
+    assert_eq!(head(&keeper).commit.previous, before.id.0);
 }
