@@ -257,7 +257,9 @@ impl Session<'_> {
             && ready.pays()
             && !delta::incompressible(bytes)
         {
-            let encoded = by_dictionary(&ready, id, bytes)?;
+            let Some(encoded) = by_dictionary(&ready, id, bytes)? else {
+                return Encoded::alone(object, id, bytes);
+            };
             let (with, length) = (encoded.bytes.len(), bytes.len());
             if id.0.first().is_some_and(|first| first.is_multiple_of(TRIED)) {
                 let alone = Encoded::alone(object, id, bytes)?;
@@ -348,10 +350,18 @@ impl Session<'_> {
     }
 }
 
-fn by_dictionary(ready: &Ready, id: Id, bytes: &[u8]) -> Result<Encoded> {
+/// None where it is not read back.
+fn by_dictionary(ready: &Ready, id: Id, bytes: &[u8]) -> Result<Option<Encoded>> {
     let mut written = ready.id.0.to_vec();
     let encoded = ready.dictionary.encode(bytes, &mut written);
     encoded.map_err(|error| damaged(format!("dictionary {}", ready.id), error))?;
+    // Before anything relies on it.
+    let encoded = written.get(ready.id.0.len()..).unwrap_or_default();
+    let read = ready.dictionary.decode(encoded, bytes.len());
+    if !read.is_ok_and(|read| read == bytes) {
+        tracing::error!(%id, dictionary = %ready.id, "what was written by a dictionary is not read back: it is stored without");
+        return Ok(None);
+    }
     let base = Base {
         id: ready.id,
         depth: 1,
@@ -364,6 +374,7 @@ fn by_dictionary(ready: &Ready, id: Id, bytes: &[u8]) -> Result<Encoded> {
         Some(base),
         written,
     )
+    .map(Some)
 }
 
 #[cfg(test)]
