@@ -1,6 +1,6 @@
 //! Compiles the programs with clang. Without one the crate is built without them, and says so.
 
-use std::{env, ffi::OsStr, path::PathBuf, process::Command};
+use std::{env, path::PathBuf, process::Command};
 
 #[path = "src/compile.rs"]
 mod compile;
@@ -19,7 +19,13 @@ fn main() {
         println!("cargo::warning=there is no clang: the keeper is built without its eBPF programs");
         return;
     };
-    match compile::compile(OsStr::new(&clang), "src".as_ref(), &out.join("written.o")) {
+    if !compile::targets(&clang) {
+        println!(
+            "cargo::warning=this clang has no target bpf: the keeper is built without its eBPF programs"
+        );
+        return;
+    }
+    match compile::compile(&clang, "src".as_ref(), &out.join("written.o")) {
         Ok(()) => println!("cargo::rustc-cfg=programs"),
         Err(why) => println!(
             "cargo::error=the eBPF programs cannot be built with {}: {why}",

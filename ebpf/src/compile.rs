@@ -5,6 +5,14 @@ use std::{ffi::OsStr, path::Path, process::Command};
 /// In `src`.
 pub const SOURCE: &str = "written.bpf.c";
 
+/// Whether a clang compiles for eBPF at all: some are built for one machine alone.
+pub fn targets(clang: &OsStr) -> bool {
+    let nothing = Command::new(clang)
+        .args(["-target", "bpf", "-x", "c", "-c", "/dev/null", "-o", "/dev/null"])
+        .output();
+    nothing.is_ok_and(|done| done.status.success())
+}
+
 /// Compiles them; the same bytes wherever it is done.
 ///
 /// # Errors

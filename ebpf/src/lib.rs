@@ -12,8 +12,10 @@ mod btf;
 #[cfg(all(test, programs))]
 mod compile;
 mod event;
+mod misses;
 mod mounted;
 mod programs;
+mod ring;
 
 pub use self::{
     event::{Inode, Told},
