@@ -3,7 +3,6 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
-    time::{Duration, Instant},
 };
 
 use aya::{
@@ -89,10 +88,6 @@ const XFS: [On; 9] = [
     ("xfs_whole", "xfs_exchrange_before", false),
     ("xfs_whole", "xfs_exchmaps_mapping1", false),
 ];
-
-/// How long a record is waited for that another CPU has begun: it takes less than a microsecond, unless the machine that
-/// this one is emulated by has something else to do.
-const PATIENCE: Duration = Duration::from_millis(5);
 
 /// The programs, at work.
 pub struct Programs {
@@ -240,25 +235,17 @@ impl Programs {
 
     /// Takes in all that was told until now; false where something was lost, or kept back by what is not complete.
     pub fn drain(&mut self, mut each: impl FnMut(Told)) -> bool {
-        let (until, began) = (self.end.now(), Instant::now());
         let mut whole = true;
-        while self.taken < until {
-            match self.told.next() {
-                Some(told) => {
-                    self.taken += ring::length(told.len());
-                    match Told::read(&told) {
-                        Some(told) => each(told),
-                        None => whole = false,
-                    }
-                }
-                // A record that is begun keeps back all that stand behind it, complete or not.
-                None if began.elapsed() < PATIENCE => std::thread::yield_now(),
-                None => {
-                    whole = false;
-                    break;
-                }
+        let Programs { told, taken, .. } = self;
+        let complete = ring::take(taken, self.end.now(), || {
+            let record = told.next()?;
+            match Told::read(&record) {
+                Some(told) => each(told),
+                None => whole = false,
             }
-        }
+            Some(record.len())
+        });
+        whole &= complete;
         let lost = self.lost.get(&0, 0).ok();
         let gone = lost.and_then(|lost| Some(lost.saturating_add(self.misses.count().ok()?)));
         match gone {

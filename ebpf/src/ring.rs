@@ -17,9 +17,25 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 /// What stands before each record.
 const HEADER: u64 = 8;
 
-/// What a record of so many bytes takes there.
-pub(crate) fn length(bytes: usize) -> u64 {
-    (HEADER + bytes as u64).next_multiple_of(8)
+/// How often a record is asked for that another CPU has begun, which takes it less than a microsecond: some milliseconds,
+/// for the machine that this one is emulated by may have something else to do.
+const PATIENCE: u32 = 1 << 17;
+
+/// Takes records in, by a function that answers with how long the next one is, until so much of the ring was taken; false
+/// where one is not complete: it keeps back all that stand behind it.
+pub(crate) fn take(taken: &mut u64, until: u64, mut next: impl FnMut() -> Option<usize>) -> bool {
+    let mut patience = PATIENCE;
+    while *taken < until {
+        match (next(), patience) {
+            (Some(length), _) => *taken += (HEADER + length as u64).next_multiple_of(8),
+            (None, 0) => return false,
+            (None, _) => {
+                patience -= 1;
+                std::hint::spin_loop();
+            }
+        }
+    }
+    true
 }
 
 /// Where the next record will begin, counted from the ring's first one: the first word of its second page.
@@ -65,3 +81,28 @@ impl Drop for End {
 
 // SAFETY: what is behind the pointer belongs to this alone, and is only read.
 unsafe impl Send for End {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_not_complete_is_waited_for_and_then_missed() {
+        let mut taken = 0;
+        // Of 24 and 5 bytes, the second one late.
+        let mut asked = 0;
+        assert!(take(&mut taken, 48, || {
+            asked += 1;
+            match asked {
+                1 => Some(24),
+                2..5 => None,
+                _ => Some(5),
+            }
+        }));
+        assert_eq!((taken, asked), (48, 5));
+        // What was begun later is left for the next time.
+        assert!(take(&mut taken, 48, || panic!("there is no more")));
+        assert!(!take(&mut taken, 80, || None));
+        assert_eq!(taken, 48);
+    }
+}
