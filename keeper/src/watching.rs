@@ -580,6 +580,8 @@ impl Capture<'_> {
 }
 
 #[cfg(test)]
+mod pages_faults;
+#[cfg(test)]
 mod pages_tests;
 #[cfg(test)]
 mod tests;

@@ -70,6 +70,8 @@ struct State {
     set: Vec<Event>,
     /// There was more.
     more: bool,
+    /// So many files are followed at most.
+    most: usize,
 }
 
 /// A file that is followed.
@@ -191,12 +193,27 @@ impl Pages {
                 now: 0,
                 set: Vec::new(),
                 more: false,
+                most: FILES,
             }),
             device: nix::sys::stat::fstat(&top)
                 .map_err(|error| looked(error.into()))?
                 .st_dev,
             like,
         })
+    }
+
+    /// Follows fewer files than it could.
+    #[cfg(test)]
+    pub(crate) fn follow_at_most(&self, files: usize) {
+        self.told().most = files;
+    }
+
+    /// Follows files that are not there, until the programs take no more.
+    #[cfg(test)]
+    pub(crate) fn fill(&self) {
+        let mut told = self.told();
+        let mut numbers = (0..u64::MAX).rev();
+        assert!(numbers.any(|number| told.programs.follow(number).is_err()));
     }
 
     fn told(&self) -> MutexGuard<'_, State> {
@@ -273,7 +290,7 @@ fn handle_of(file: &File) -> io::Result<Handle> {
 
 impl State {
     fn follow(&mut self, inode: u64, handle: Handle) -> Result<(), ebpf::Error> {
-        if self.files.len() >= FILES
+        if self.files.len() >= self.most
             && let Some(oldest) = self
                 .files
                 .iter()

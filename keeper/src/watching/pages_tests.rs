@@ -23,18 +23,18 @@ use crate::{
     tests::{Disk, materialise},
 };
 
-const MIB: u64 = 1 << 20;
-const PAGE: u64 = 4096;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const PAGE: u64 = 4096;
 /// So long is the file.
-const LENGTH: u64 = 6 * MIB;
+pub(super) const LENGTH: u64 = 6 * MIB;
 
-fn noise(length: u64, random: &mut Random) -> Vec<u8> {
+pub(super) fn noise(length: u64, random: &mut Random) -> Vec<u8> {
     (0..length.div_ceil(8))
         .flat_map(|_| random.next().to_le_bytes())
         .collect()
 }
 
-fn open(path: &Path) -> io::Result<File> {
+pub(super) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
 }
 
