@@ -12,10 +12,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, RenameFlags, XattrFlags};
 
 use crate::bench::Random;
+
+mod large;
+
+pub use large::SMALLEST;
 
 /// The first word of the command line of what runs in a container.
 pub const WORD: &str = "random-operations";
@@ -26,14 +30,42 @@ const LARGEST: usize = 192 << 10;
 /// Files that stay open.
 const OPEN: usize = 4;
 
+/// Of which kind the operations are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// All but what fanotify does not tell of: that a file is cut by its name alone.
+    Told,
+    /// Of every kind.
+    All,
+    /// Ways of writing to large files.
+    Large,
+}
+
+impl Which {
+    /// As the command line has it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Which::Told => "told",
+            Which::All => "all",
+            Which::Large => "large",
+        }
+    }
+
+    fn of(word: &str) -> Result<Which> {
+        let known = [Which::Told, Which::All, Which::Large];
+        let found = known.into_iter().find(|which| which.word() == word);
+        found.with_context(|| format!("no operations are called {word:?}"))
+    }
+}
+
 /// What makes the changes.
 pub struct Operations {
     dir: PathBuf,
     random: Random,
     done: u64,
     open: [Option<File>; OPEN],
-    /// Whether a file may be cut by its name alone, which fanotify does not tell of.
-    untold: bool,
+    which: Which,
 }
 
 impl Operations {
@@ -41,14 +73,14 @@ impl Operations {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn new(dir: &Path, seed: u64, untold: bool) -> Result<Operations> {
+    pub fn new(dir: &Path, seed: u64, which: Which) -> Result<Operations> {
         std::fs::create_dir_all(dir)?;
         Ok(Operations {
             dir: dir.to_owned(),
             random: Random(seed),
             done: 0,
             open: Default::default(),
-            untold,
+            which,
         })
     }
 
@@ -63,8 +95,15 @@ impl Operations {
         self.done += 1;
         // A signal is no part of it: the container is stopped by something like one.
         let before = self.random.0;
-        while matches!(self.change(), Err(error) if error.kind() == io::ErrorKind::Interrupted) {
+        while matches!(self.kind(), Err(error) if error.kind() == io::ErrorKind::Interrupted) {
             self.random = Random(before);
+        }
+    }
+
+    fn kind(&mut self) -> io::Result<()> {
+        match self.which {
+            Which::Large => self.change_large(),
+            Which::Told | Which::All => self.change(),
         }
     }
 
@@ -113,7 +152,7 @@ impl Operations {
             }
             9 => {
                 let (path, length) = (self.path(), self.random.below(LARGEST));
-                if self.untold && length % 2 == 0 {
+                if self.which == Which::All && length % 2 == 0 {
                     return Ok(nix::unistd::truncate(&path, length as i64)?);
                 }
                 opened(OpenOptions::new().write(true), &path)?.set_len(length as u64)
@@ -155,7 +194,11 @@ impl Operations {
                 chown(path, Some(owner), Some(owner / 2))
             }
             20 => self.attribute(),
-            21 => self.store(),
+            21 => {
+                let at = self.random.below(LARGEST / 8) * 8;
+                let path = self.path();
+                self.store_to(&path, at)
+            }
             22 => {
                 let (at, length) = (self.random.below(LARGEST / 2), 1 + self.random.below(LARGEST / 2));
                 let flags = [
@@ -205,9 +248,8 @@ impl Operations {
     }
 
     /// Stores a word to mapped memory.
-    fn store(&mut self) -> io::Result<()> {
-        let at = self.random.below(LARGEST / 8) * 8;
-        let file = self.file()?;
+    fn store_to(&self, path: &Path, at: usize) -> io::Result<()> {
+        let file = opened(OpenOptions::new().read(true).write(true), path)?;
         if !file.metadata()?.is_file() || file.metadata()?.len() < at as u64 + 8 {
             return Ok(());
         }
@@ -231,10 +273,11 @@ fn opened(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 /// that follows, and their numbers in files beside them.
 ///
 /// # Errors
-/// Arguments that are none, a directory that cannot be written.
-pub fn run(dir: &Path, seed: u64, untold: bool) -> Result<()> {
+/// A word that is none, a directory that cannot be written.
+pub fn run(dir: &Path, seed: u64, which: &str) -> Result<()> {
+    let which = Which::of(which)?;
     let work = |n: u64| -> Result<()> {
-        let mut operations = Operations::new(&dir.join(n.to_string()), seed + n, untold)?;
+        let mut operations = Operations::new(&dir.join(n.to_string()), seed + n, which)?;
         let number = File::create(dir.join(format!("{n}.number")))?;
         loop {
             number.write_all_at(format!("{:020}", operations.done() + 1).as_bytes(), 0)?;

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         let done = seed
             .parse()
             .map_err(Into::into)
-            .and_then(|seed| integration::operations::run(Path::new(dir), seed, which == "all"));
+            .and_then(|seed| integration::operations::run(Path::new(dir), seed, which));
         eprintln!("{done:?}");
         return ExitCode::FAILURE;
     }

@@ -54,13 +54,14 @@ fn watcher(d: &Daemon) -> Result<String> {
     found.map(str::to_owned).context("who watches")
 }
 
-/// Whether fanotify, which is configured, can serve here.
-pub fn fanotify(d: &Daemon) -> Result<bool> {
+/// Whether the watcher that is configured can serve here, by the name that commits have for it.
+pub fn serves(d: &Daemon, name: &str) -> Result<bool> {
     let found = watcher(d)?;
-    if !found.starts_with("fanotify") {
-        println!("fanotify does not serve here: {found}");
+    let serves = found.starts_with(name);
+    if !serves {
+        println!("{name} does not serve here: {found}");
     }
-    Ok(found.starts_with("fanotify"))
+    Ok(serves)
 }
 
 /// Without a word in the configuration everything is looked at, whatever the kernel could.
@@ -89,7 +90,7 @@ fn what_is_open_is_recorded_without_a_word(d: &Daemon) -> Result<()> {
     let log = d.folder().join("keeper.log");
     let before = fs::read_to_string(&log).unwrap_or_default().len();
     let _keeper = Keeper::start(d, FANOTIFY)?;
-    if !fanotify(d)? {
+    if !serves(d, "fanotify")? {
         return Ok(());
     }
     let script = "mkdir -p /many && cd /many && for n in $(seq 500); do echo $n > $n; done; \
