@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
-use integration::{Daemon, OURS, history::Keeper, wait::until};
+use integration::{Daemon, OURS, daemon::run, history::Keeper, wait::until};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -24,6 +24,14 @@ pub const TESTS: &[(&str, Test)] = &[
     (
         "watchers::unread_events_hold_no_container",
         unread_events_hold_no_container,
+    ),
+    (
+        "watchers::what_ebpf_needs_and_what_it_does_not",
+        what_ebpf_needs_and_what_it_does_not,
+    ),
+    (
+        "watchers::what_was_told_ends_with_the_keeper",
+        what_was_told_ends_with_the_keeper,
     ),
 ];
 
@@ -47,7 +55,11 @@ fn start(d: &Daemon, name: &str, script: &str) -> Result<()> {
 
 /// Who watches, as doctor says.
 fn watcher(d: &Daemon) -> Result<String> {
-    let findings: Value = serde_json::from_str(&d.diffkeeper(&["doctor", "--json"])?.out)?;
+    watcher_said(&d.diffkeeper(&["doctor", "--json"])?.out)
+}
+
+fn watcher_said(doctor: &str) -> Result<String> {
+    let findings: Value = serde_json::from_str(doctor)?;
     let findings = findings.as_array().context("a list")?;
     let watcher = findings.iter().find(|finding| finding["check"] == "watcher");
     let found = watcher.and_then(|finding| finding["found"].as_str());
@@ -171,4 +183,126 @@ fn unread_events_hold_no_container(d: &Daemon) -> Result<()> {
     until("the rest is recorded", Duration::from_secs(30), || {
         json(d, &["log", "unread", "-n", "1", "--json"]).is_ok_and(|log| log[0]["reason"] == "exit")
     })
+}
+
+/// It has to be asked for, too.
+const AUTO: &str = "interval = \"100ms\"\nwatcher = \"auto\"";
+
+/// Who would watch where a command, of which `doctor` is the end, has taken something away.
+fn without(d: &Daemon, words: &[&str]) -> Result<String> {
+    let shim = fs::canonicalize(d.folder().join("bin/containerd-shim-diffkeeper-v1"))?;
+    let program = shim.with_file_name("diffkeeper");
+    let (first, rest) = words.split_first().context("a command")?;
+    let doctor = [&program.to_string_lossy(), "doctor", "--json"];
+    let said = run(&mut d.command(first, &[rest, &doctor].concat()))?;
+    watcher_said(&said.out).with_context(|| format!("{words:?}: {} {}", said.out, said.err))
+}
+
+/// It is for want of rights, or of the kernel's types, that programs are not there; neither the limit of locked memory nor
+/// tracefs matters.
+fn what_ebpf_needs_and_what_it_does_not(d: &Daemon) -> Result<()> {
+    let _keeper = Keeper::start(d, AUTO)?;
+    if !serves(d, "ebpf")? {
+        return Ok(());
+    }
+    let hidden = |paths: &str| {
+        format!(
+            "for path in {paths}; do if [ -d $path ]; then mount -t tmpfs none $path || exit; fi; done; exec \"$@\""
+        )
+    };
+    let tracefs = hidden("/sys/kernel/debug /sys/kernel/tracing");
+    for words in [
+        &["prlimit", "--memlock=0:0"][..],
+        &["unshare", "-m", "sh", "-c", &tracefs, "sh"],
+    ] {
+        let found = without(d, words)?;
+        ensure!(found.starts_with("ebpf"), "{words:?}: {found}");
+    }
+    let types = hidden("/sys/kernel/btf");
+    for (words, why) in [
+        (
+            &["setpriv", "--bounding-set=-sys_admin,-bpf,-perfmon"][..],
+            "does not take the programs",
+        ),
+        (
+            &["unshare", "-m", "sh", "-c", &types, "sh"],
+            "does not describe its types",
+        ),
+    ] {
+        let found = without(d, words)?;
+        ensure!(
+            found.starts_with("scan") && found.contains(why),
+            "{words:?}: {found}"
+        );
+    }
+    Ok(())
+}
+
+/// A keeper that is killed knew which pages were written; the next one compares whole files, and then knows again.
+fn what_was_told_ends_with_the_keeper(d: &Daemon) -> Result<()> {
+    const LENGTH: u64 = 8 << 20;
+    let keeper = Keeper::start(d, AUTO)?;
+    if !serves(d, "ebpf")? {
+        return Ok(());
+    }
+    let page =
+        "dd if=/dev/urandom of=/large bs=4096 count=1 seek=$((n * 37 % 2048)) conv=notrunc,fsync 2>/dev/null";
+    let script = format!(
+        "dd if=/dev/urandom of=/large bs=1M count=8 2>/dev/null; sync; \
+         n=0; while :; do n=$((n+1)); {page}; sleep 0.05; done"
+    );
+    start(d, "paged", &script)?;
+    let newest = || json(d, &["log", "paged", "-n", "1", "--json"]).map(|log| log[0].clone());
+    let sequence = || Ok::<_, anyhow::Error>(newest()?["sequence"].as_u64().unwrap_or(0));
+    // So many are needed until what is in memory has become small folios again.
+    let in_part = |since: u64| {
+        until("a commit of some pages", Duration::from_secs(60), || {
+            newest().is_ok_and(|commit| {
+                let read = commit["bytes_read"].as_u64().unwrap_or(u64::MAX);
+                commit["watcher"] == "ebpf"
+                    && commit["changed"] == 1
+                    && commit["sequence"].as_u64().is_some_and(|n| n > since)
+                    && read < LENGTH / 2
+            })
+        })
+    };
+    in_part(0)?;
+    let upper = d.upper("paged").join("large");
+    let time = || fs::metadata(&upper).and_then(|meta| meta.modified()).ok();
+    keeper.kill()?;
+    let before = time();
+    until(
+        "pages are written without a keeper",
+        Duration::from_secs(20),
+        || time() != before,
+    )?;
+    let _keeper = Keeper::again(d)?;
+    let known = sequence()?;
+    until("a commit of the new keeper", Duration::from_secs(60), || {
+        sequence().is_ok_and(|n| n > known)
+    })?;
+    let log = json(d, &["log", "paged", "-n", "1000", "--json"])?;
+    let commits = log.as_array().context("a list")?;
+    let first = commits
+        .iter()
+        .find(|commit| commit["sequence"] == known + 1)
+        .context("its first commit")?;
+    ensure!(
+        first["bytes_read"].as_u64().is_some_and(|read| read >= LENGTH),
+        "{first}"
+    );
+    in_part(known)?;
+    d.ctr(&["task", "pause", "paged"])?.ok()?;
+    let compared = (|| -> Result<()> {
+        said(d, &["commit", "paged", "-m", "paused"])?;
+        let to = d.folder().join("paged.version");
+        said(d, &["restore", "paged", "--to", &to.to_string_lossy()])?;
+        let same = fs::read(&upper)? == fs::read(to.join("large"))?;
+        fs::remove_dir_all(to)?;
+        ensure!(same, "the version is not what the file was");
+        Ok(())
+    })();
+    d.ctr(&["task", "resume", "paged"])?.ok()?;
+    compared?;
+    d.forget("paged")
 }
