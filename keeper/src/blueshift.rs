@@ -16,7 +16,7 @@ use std::{
 
 use store::{
     Id, Known, Look, Recorded, Session, Store,
-    format::{Commit, Entry, Reason, Shown, Watcher},
+    format::{Commit, Reason, Shown, Watcher},
 };
 
 use crate::{
@@ -24,7 +24,9 @@ use crate::{
     error::{Context, Error, Result},
     named::several,
     progress::Progress,
+    quiesce::Quiesced,
     recorder::{Links, Read, Recorder, is_file, old},
+    sound::{self, Change, Flaw, Old as _},
     still::{Looking, Stood, Stop},
     tree::{self, Seen},
     watcher::{Handle, handle_at},
@@ -70,6 +72,9 @@ pub trait Freezer: Sync {
     }
 }
 
+/// How often it is looked for one commit, where what was read is no tree; the last time all is read, whatever is known of it.
+const LOOKS: usize = 3;
+
 /// What is to be recorded, and how.
 pub struct Capture<'a> {
     /// The state.
@@ -112,6 +117,8 @@ pub(crate) struct Outcome {
     pub watcher: Watcher,
     /// What is not in it.
     pub beyond: Beyond,
+    /// Keys that may be other names of what was read or is gone.
+    pub names: Vec<Vec<u8>>,
 }
 
 /// What is in directories too deep to be recorded: how much, and the first.
@@ -201,16 +208,33 @@ impl Capture<'_> {
     /// # Errors
     /// The same, and a stop.
     pub fn watched(&self, store: &Store, progress: &Progress) -> Result<Option<Recorded>> {
-        let made = self.make(store, progress);
-        if made.is_err()
-            && let Some(watched) = &self.watch
-        {
-            watched.watching.forget(self.state.number);
+        let quiesced = Quiesced::new(self.freezer);
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let made = self.make(store, progress, &quiesced, looks == LOOKS);
+            if made.is_err()
+                && let Some(watched) = &self.watch
+            {
+                watched.watching.forget(self.state.number);
+            }
+            match made {
+                Err(Error::Torn { state, flaw }) if looks < LOOKS => {
+                    tracing::warn!(state, %flaw, "what was read is no tree: it is looked again");
+                }
+                made => return made,
+            }
         }
-        made
     }
 
-    fn make(&self, store: &Store, progress: &Progress) -> Result<Option<Recorded>> {
+    /// Looks, and makes a commit of what was found. `anew`: whatever is known, all is read.
+    fn make(
+        &self,
+        store: &Store,
+        progress: &Progress,
+        quiesced: &Quiesced<'_>,
+        anew: bool,
+    ) -> Result<Option<Recorded>> {
         let _span = tracing::debug_span!("commit", state = self.state.name).entered();
         progress.begin("looking");
         let old = match &self.state.head {
@@ -224,6 +248,7 @@ impl Capture<'_> {
             session: &session,
             old,
             progress,
+            quiesced,
             large: Default::default(),
         };
         if let Some(outcome) = self.named(store, &recorder)? {
@@ -238,13 +263,17 @@ impl Capture<'_> {
             return Ok(made);
         }
         let before = self.before();
-        let looks = self.looks(store)?;
+        let looks = match anew {
+            true => HashMap::new(),
+            false => self.looks(store)?,
+        };
         let (mut outcome, seen) = self.whole(&recorder, &looks, before.as_ref())?;
         if !outcome.nothing {
             let there: HashSet<&[u8]> = seen.iter().map(|seen| seen.key.as_slice()).collect();
             // What was read and is gone again has never been.
             outcome.read.retain(|key, _| there.contains(key.as_slice()));
             self.gone(store, old, &there, &looks, &mut outcome.gone)?;
+            outcome.names = names(&outcome, &looks);
         }
         let changes = match outcome.nothing {
             true => Vec::new(),
@@ -256,7 +285,7 @@ impl Capture<'_> {
             watched.watching.forget(self.state.number);
         }
         let changed: Vec<Vec<u8>> = match &self.watch {
-            Some(_) => changes.iter().map(|(key, _)| key.clone()).collect(),
+            Some(_) => changes.iter().map(|change| change.key.clone()).collect(),
             None => Vec::new(),
         };
         let lately = remembered(&outcome.read);
@@ -298,6 +327,7 @@ impl Capture<'_> {
             stood,
             watcher: Watcher::Scan,
             beyond,
+            names: Vec::new(),
         };
         if still && self.message.is_none() && recorder.old.is_some() {
             let mut nothing = outcome(HashMap::new(), first.at, Stood::quiet());
@@ -333,7 +363,7 @@ impl Capture<'_> {
             links,
             read,
         };
-        let stood = self.standing_still(freezer, began, &mut all)?;
+        let stood = self.standing_still(freezer, recorder.quiesced, began, &mut all)?;
         Ok((outcome(all.read, all.last.at, stood), all.last.seen))
     }
 
@@ -343,7 +373,7 @@ impl Capture<'_> {
         store: &Store,
         session: Session<'_>,
         old: Option<Id>,
-        changes: Vec<(Vec<u8>, Option<Entry>)>,
+        changes: Vec<Change>,
         outcome: Outcome,
         looks: &HashMap<Vec<u8>, Look>,
     ) -> Result<Option<Recorded>> {
@@ -374,6 +404,7 @@ impl Capture<'_> {
             return Ok(None);
         }
         let changed = changes.len() as u64;
+        let changes = changes.into_iter().map(|change| (change.key, change.after));
         let top = tracing::debug_span!("tree").in_scope(|| session.tree(old, changes))?;
         let commit = Commit {
             tree: top.id.0.to_vec(),
@@ -508,29 +539,48 @@ impl Capture<'_> {
         others.collect()
     }
 
-    /// What differs from the old tree.
-    fn changes(
-        &self,
-        store: &Store,
-        old: Option<Id>,
-        outcome: &Outcome,
-    ) -> Result<Vec<(Vec<u8>, Option<Entry>)>> {
-        let before = |key: &[u8]| match old {
-            Some(old) => store.entry(self.state.domain, old, key),
-            None => Ok(None),
+    /// What differs from the old tree, in the order of its keys.
+    ///
+    /// # Errors
+    /// [`Error::Torn`] where it does not make a tree of it.
+    fn changes(&self, store: &Store, old: Option<Id>, outcome: &Outcome) -> Result<Vec<Change>> {
+        let old = sound::Tree {
+            store,
+            domain: self.state.domain,
+            top: old,
         };
         let mut changes = Vec::new();
         for (key, read) in &outcome.read {
-            if before(key)?.as_ref() != Some(&read.entry) {
-                changes.push((key.clone(), Some(read.entry.clone())));
+            let before = old.entry(key)?;
+            if before.as_ref() != Some(&read.entry) {
+                changes.push(Change {
+                    key: key.clone(),
+                    before,
+                    after: Some(read.entry.clone()),
+                });
             }
         }
         for key in &outcome.gone {
-            if before(key)?.is_some() {
-                changes.push((key.clone(), None));
+            if let Some(before) = old.entry(key)? {
+                changes.push(Change {
+                    key: key.clone(),
+                    before: Some(before),
+                    after: None,
+                });
             }
         }
-        Ok(changes)
+        changes.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        match sound::flaw(&old, &changes, &outcome.names)? {
+            Some(flaw) => Err(self.torn(flaw)),
+            None => Ok(changes),
+        }
+    }
+
+    fn torn(&self, flaw: Flaw) -> Error {
+        Error::Torn {
+            state: self.state.name.clone(),
+            flaw,
+        }
     }
 
     /// What was there and is gone. Without looks (another live tree) all of the old tree is asked.
@@ -556,6 +606,22 @@ impl Capture<'_> {
         }
         Ok(())
     }
+}
+
+/// What may be another name of what was read or is gone: it was read as one, or was the same file when it was recorded.
+fn names(outcome: &Outcome, looks: &HashMap<Vec<u8>, Look>) -> Vec<Vec<u8>> {
+    let touched = outcome.read.keys().chain(&outcome.gone);
+    let touched: HashSet<u64> = touched.filter_map(|key| Some(looks.get(key)?.inode)).collect();
+    let recorded = looks.iter().filter(|(_, look)| touched.contains(&look.inode));
+    let read = outcome
+        .read
+        .iter()
+        .filter(|(_, read)| !read.entry.link.is_empty());
+    recorded
+        .map(|(key, _)| key)
+        .chain(read.map(|(key, _)| key))
+        .cloned()
+        .collect()
 }
 
 /// The files of several names among these.
@@ -684,3 +750,6 @@ pub(crate) fn monotonic() -> u64 {
     now.map(|t| t.tv_sec().cast_unsigned().saturating_mul(1_000_000_000) + t.tv_nsec().cast_unsigned())
         .unwrap_or(0)
 }
+
+#[cfg(test)]
+mod torn_tests;

@@ -32,6 +32,17 @@ pub enum Error {
     /// Something that is not to be done so.
     #[error("{0}")]
     Refused(String),
+    /// What was read of a live tree is no tree, and was not, however often it was looked.
+    #[error(
+        "{state} is not recorded: {flaw} in what was read. Its container moves directories faster than they are read, and \
+         could not be stopped meanwhile; it is tried again as long as it runs, and when it ends"
+    )]
+    Torn {
+        /// The state.
+        state: String,
+        /// What is wrong.
+        flaw: crate::Flaw,
+    },
     /// No such state, version or path.
     #[error("{0}")]
     NotFound(String),

@@ -22,6 +22,7 @@ mod repair;
 mod samples;
 pub mod serve;
 pub mod service;
+mod sound;
 mod still;
 #[cfg(test)]
 mod tests;
@@ -36,3 +37,4 @@ pub use keeper::Keeper;
 pub use progress::Progress;
 pub use reclaim::{Reclaimed, Schedule};
 pub use repair::rescue;
+pub use sound::Flaw;

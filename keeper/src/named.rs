@@ -92,7 +92,8 @@ impl Names {
         }
     }
 
-    fn inode(&self, inode: u64) -> impl Iterator<Item = &Vec<u8>> {
+    /// The names of a file.
+    pub(crate) fn inode(&self, inode: u64) -> impl Iterator<Item = &Vec<u8>> {
         self.names.get(&inode).into_iter().flatten()
     }
 

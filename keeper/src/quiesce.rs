@@ -1,53 +1,78 @@
 //! What an application does before and after it is recorded (`diffkeeper.io/pre-commit`, `post-commit`).
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use crate::blueshift::Freezer;
 
-/// The application has been told that it is about to be recorded; it is told that this is over when this goes, whatever
-/// became of it.
+/// The application of one commit: told once that it is about to be recorded, however often it is looked, and once that this
+/// is over, when this goes at the latest and whatever became of it.
 pub struct Quiesced<'a> {
-    freezer: &'a dyn Freezer,
+    freezer: Option<&'a dyn Freezer>,
+    told: Mutex<Told>,
+}
+
+/// What it was told, and said.
+#[derive(Default)]
+struct Told {
+    begun: bool,
+    ended: bool,
     /// Whether the application has made itself ready.
     ready: bool,
     /// Why it has not.
     doubt: Option<Doubt>,
-    told: bool,
 }
 
 impl<'a> Quiesced<'a> {
-    /// Tells it, if it wants to be told.
-    pub fn begin(freezer: &'a dyn Freezer) -> Quiesced<'a> {
-        let told = freezer.quiesce();
+    /// Nothing was told yet; where nothing can be stopped, nobody is.
+    pub fn new(freezer: Option<&'a dyn Freezer>) -> Quiesced<'a> {
         Quiesced {
             freezer,
-            ready: matches!(told, Ok(true)),
-            // It may want to be told of the end alone.
-            told: true,
-            doubt: told.err().map(|error| Doubt::hook(&error)),
+            told: Mutex::default(),
         }
     }
 
-    /// Tells it that it is over. Says whether it was ready all the time, and what went wrong, first of all.
-    pub fn end(mut self) -> (bool, Option<Doubt>) {
-        let failed = self.release();
-        (self.ready, self.doubt.take().or(failed))
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn release(&mut self) -> Option<Doubt> {
-        if !std::mem::take(&mut self.told) {
-            return None;
-        }
-        let error = self.freezer.release().err()?;
+    /// Tells it that it is about to be recorded, if it wants to be told and was not.
+    pub fn begin(&self) {
+        let mut told = self.told();
+        let Some(freezer) = self.freezer.filter(|_| !told.begun) else {
+            return;
+        };
+        // It may want to be told of the end alone.
+        told.begun = true;
+        let ready = freezer.quiesce();
+        told.ready = matches!(ready, Ok(true));
+        told.doubt = ready.err().map(|error| Doubt::hook(&error));
+    }
+
+    /// Tells it that it is over. Says whether it was ready all the time until then, and what went wrong, first of all.
+    pub fn end(&self) -> (bool, Option<Doubt>) {
+        let mut told = self.told();
+        let failed = self.release(&mut told);
+        (std::mem::take(&mut told.ready), told.doubt.take().or(failed))
+    }
+
+    fn release(&self, told: &mut Told) -> Option<Doubt> {
+        let freezer = self.freezer.filter(|_| told.begun && !told.ended)?;
+        told.ended = true;
+        let error = freezer.release().err()?;
         // It has gone on before.
-        self.ready &= error.kind() != io::ErrorKind::TimedOut;
+        told.ready &= error.kind() != io::ErrorKind::TimedOut;
         Some(Doubt::hook(&error))
     }
 }
 
 impl Drop for Quiesced<'_> {
     fn drop(&mut self) {
-        self.release();
+        let mut told = self.told();
+        self.release(&mut told);
     }
 }
 

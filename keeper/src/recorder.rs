@@ -26,6 +26,7 @@ use crate::{
     error::{Context, Error, Result},
     named::several,
     progress::Progress,
+    quiesce::Quiesced,
     samples,
     tree::{self, Near, Seen},
     watcher::pages::{Hinted, Pages, Reading},
@@ -115,6 +116,8 @@ pub(crate) struct Recorder<'a, 's> {
     pub session: &'a Session<'s>,
     pub old: Option<Id>,
     pub progress: &'a Progress,
+    /// The application, which is told once of one commit, however often it is looked.
+    pub quiesced: &'a Quiesced<'a>,
     /// Large files, as they were read for this commit, and how many bytes that took: each time what has changed since is read.
     pub large: Mutex<HashMap<Vec<u8>, (Entry, u64)>>,
 }

@@ -102,14 +102,15 @@ impl Capture<'_> {
     }
 
     /// Has the container make itself ready and stand still while it is looked at for the last time. `began` is when what
-    /// has been read so far was begun.
+    /// has been read so far was begun. Where it fails, the application still waits to be told of the end.
     pub(crate) fn standing_still<L: Looking>(
         &self,
         freezer: &dyn Freezer,
+        quiesced: &Quiesced<'_>,
         mut began: Instant,
         looking: &mut L,
     ) -> Result<Stood, L::Error> {
-        let quiesced = tracing::debug_span!("quiesce").in_scope(|| Quiesced::begin(freezer));
+        tracing::debug_span!("quiesce").in_scope(|| quiesced.begin());
         let mut stops = 0;
         let mut pause;
         let outcome = loop {

@@ -330,6 +330,16 @@ impl Making<'_, '_, '_> {
         Ok(())
     }
 
+    /// What may be another name of what was read or is gone.
+    fn names(&self) -> Result<Vec<Vec<u8>>> {
+        let mut files: BTreeSet<u64> = self.read.values().map(|read| read.inode).collect();
+        for key in self.read.keys().chain(&self.gone) {
+            files.extend(self.store.look(self.capture.state, key)?.map(|look| look.inode));
+        }
+        let names = files.into_iter().flat_map(|file| self.memory.names.inode(file));
+        Ok(names.cloned().collect())
+    }
+
     /// What it looks at next time.
     fn remember(&mut self) {
         let lately = &mut self.memory.lately;
@@ -472,10 +482,12 @@ impl Capture<'_> {
         let stood = match self.freezer {
             _ if nothing => Stood::quiet(),
             None => self.by_itself(),
-            Some(freezer) => self.standing_still(freezer, began, making)?,
+            Some(freezer) => self.standing_still(freezer, making.recorder.quiesced, began, making)?,
         };
+        let names = making.names()?;
         making.remember();
         Ok(Outcome {
+            names,
             read: std::mem::take(&mut making.read).into_iter().collect(),
             gone: std::mem::take(&mut making.gone).into_iter().collect(),
             nothing,

@@ -439,6 +439,54 @@ fn a_look_at_names_is_tried_again_and_says_why_it_is_no_better() {
     }
 }
 
+/// Makes something when it is stopped the first time that cannot be looked at by its name, and keeps what it was told.
+struct Deepening<'a>(&'a Bed, Mutex<Vec<&'static str>>);
+
+impl Deepening<'_> {
+    fn told(&self, what: &'static str) -> usize {
+        let mut told = self.1.lock().unwrap();
+        told.push(what);
+        told.iter().filter(|told| **told == what).count()
+    }
+}
+
+impl Freezer for Deepening<'_> {
+    fn freeze(&self, _: Duration) -> io::Result<bool> {
+        if self.told("freeze") == 1 {
+            deep(&self.0.at("below"), tree::DEEPEST + 5);
+        }
+        Ok(true)
+    }
+
+    fn thaw(&self) -> bool {
+        true
+    }
+
+    fn quiesce(&self) -> io::Result<bool> {
+        self.told("quiesce");
+        Ok(true)
+    }
+
+    fn release(&self) -> io::Result<()> {
+        self.told("release");
+        Ok(())
+    }
+}
+
+#[test]
+fn an_application_is_told_once_of_a_commit_that_takes_two_looks() {
+    let Some(bed) = Bed::new() else { return };
+    fs::create_dir(bed.at("below")).unwrap();
+    bed.commit(Some("the first"));
+    fs::write(bed.at("new"), "new").unwrap();
+    let deepening = Deepening(&bed, Mutex::default());
+    let commit = bed.stopped_by(&deepening, None).unwrap().commit;
+    assert_eq!(commit.watcher, store::format::Watcher::Scan as i32);
+    assert_eq!(commit.consistency, store::format::Consistency::Application as i32);
+    let told = deepening.1.into_inner().unwrap();
+    assert_eq!(told, ["quiesce", "freeze", "freeze", "release"]);
+}
+
 #[test]
 fn where_something_is_too_deep_all_is_looked_at_and_each_commit_says_so() {
     let Some(bed) = Bed::new() else { return };

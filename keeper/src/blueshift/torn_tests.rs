@@ -1,0 +1,122 @@
+//! What is read of a tree that does not stand still is committed only if it is a tree.
+
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use super::*;
+use crate::tests::{capture, listing, materialise, same, store};
+
+/// Cannot be stopped.
+struct Unstoppable;
+
+impl Freezer for Unstoppable {
+    fn freeze(&self, _: Duration) -> io::Result<bool> {
+        Err(io::Error::other("it waits for a disk"))
+    }
+
+    fn thaw(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn what_is_known_of_a_tree_and_wrong_is_not_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = dir.path().join("upper");
+    fs::create_dir(&upper).unwrap();
+    let store = store(dir.path());
+    capture(&store, &upper, None, Some("nothing")).unwrap();
+    fs::create_dir(upper.join("d")).unwrap();
+    fs::write(upper.join("d/f"), "content").unwrap();
+    // As if it had been recorded, and long enough ago: the file alone looks new.
+    std::thread::sleep(Duration::from_millis(100));
+    let stat = nix::sys::stat::lstat(&upper.join("d")).unwrap();
+    let state = store.state("ctr/default/web").unwrap().unwrap();
+    store
+        .record_looks(|batch| batch.look(state.number, b"rootfs\0d", &tree::look(&stat)))
+        .unwrap();
+    let recorded = capture(&store, &upper, Some(&Unstoppable), None).unwrap();
+    let out = dir.path().join("out");
+    materialise(&store, &recorded, &out);
+    same(&listing(&upper), &listing(&out));
+    assert!(
+        capture(&store, &upper, None, None).is_none(),
+        "all of it is known"
+    );
+}
+
+/// Tells whoever moves directories to stop, whatever becomes of the test.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Moves directories until it is told to stop.
+fn move_all_the_time(upper: &Path, stop: &AtomicBool) {
+    let mut at = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let here = |n: u32| upper.join(format!("d{}", n % 3));
+        let _ = fs::rename(here(at), here(at + 1));
+        let _ = fs::write(here(at + 1).join("sub/f"), at.to_string());
+        let _ = fs::remove_file(upper.join("name"));
+        let _ = fs::hard_link(here(at + 1).join("sub/g"), upper.join("name"));
+        at += 1;
+    }
+}
+
+#[test]
+fn commits_of_what_never_stands_still_can_be_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = dir.path().join("upper");
+    fs::create_dir_all(upper.join("d0/sub/deeper")).unwrap();
+    for n in 0..20 {
+        fs::write(upper.join(format!("d0/sub/deeper/file{n}")), "content").unwrap();
+    }
+    fs::write(upper.join("d0/sub/g"), "two names").unwrap();
+    let store = store(dir.path());
+    let stop = AtomicBool::new(false);
+    let mut made = 0;
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        scope.spawn(|| move_all_the_time(&upper, &stop));
+        for round in 0..40 {
+            let state = store.make_state("ctr/default/web", "ctr/default").unwrap();
+            let tops = [Top {
+                name: b"rootfs".to_vec(),
+                path: upper.clone(),
+                overlay: false,
+            }];
+            let capture = Capture {
+                state: &state,
+                tops: &tops,
+                exclude: &[],
+                freezer: Some(&Unstoppable),
+                undisturbed: &|| true,
+                max_pause: Duration::from_secs(1),
+                reason: Reason::Interval,
+                message: None,
+                image: "",
+                node: "node",
+                boot: "boot",
+                watch: None,
+            };
+            match capture.run(&store) {
+                Ok(Some(recorded)) => {
+                    made += 1;
+                    let out = dir.path().join(format!("out{round}"));
+                    materialise(&store, &recorded, &out);
+                }
+                // It has not stood still for a moment.
+                Ok(None) | Err(Error::Torn { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    });
+    assert!(made > 0, "not one commit");
+}
