@@ -7,12 +7,18 @@
 //! While a tree is walked its directories are known in part: what happens to it meanwhile, or to what is not known, waits
 //! until the walk is done. To read an event late does no harm, for an event says where to look and never what is there.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::record::{Event, Handle};
 
-/// Of one state: beyond this everything is looked at, which takes less.
+/// How many events wait for the end of a walk at most.
 const MOST: usize = 1 << 16;
+/// What is kept of one state, in bytes: beyond this everything is looked at, which takes less.
+const ROOM: usize = 8 << 20;
+/// And of all together.
+const ALL: usize = 48 << 20;
+/// What it takes to keep something, besides the thing itself.
+const EACH: usize = 96;
 
 /// What is to be looked at because of one key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,7 +26,7 @@ pub struct Hint {
     /// And everything below it.
     pub deep: bool,
     /// What was closed or changed under this name, which may have another by now.
-    pub handles: Vec<Handle>,
+    pub handles: BTreeSet<Handle>,
 }
 
 /// Where to look.
@@ -67,14 +73,46 @@ struct Place {
     key: Box<[u8]>,
 }
 
+impl Place {
+    fn bytes(&self) -> usize {
+        EACH + self.key.len()
+    }
+}
+
 /// What was told of one state since it was last asked.
 #[derive(Debug, Default)]
 struct Told {
     hints: Hints,
+    /// What they take.
+    bytes: usize,
+    /// What its directories take, and took when it was walked.
+    dirs: usize,
+    walked: usize,
     /// Anything may have happened.
     doubt: bool,
     /// Something was told that nobody was woken for.
     news: bool,
+}
+
+impl Told {
+    /// Says that a key is to be looked at.
+    fn add(&mut self, key: Vec<u8>) -> &mut Hint {
+        if !self.hints.0.contains_key(&key) {
+            self.bytes += EACH + key.len();
+        }
+        self.hints.add(key)
+    }
+
+    fn doubt(&mut self) {
+        self.doubt = true;
+        self.hints = Hints::default();
+        self.bytes = 0;
+    }
+
+    /// Whether it takes more than there is room for.
+    fn is_too_much(&self) -> bool {
+        self.bytes > ROOM || self.dirs > 2 * self.walked + ROOM
+    }
 }
 
 /// All directories that are watched.
@@ -94,16 +132,23 @@ impl Index {
     pub fn begin(&mut self, state: u64) {
         self.learning.insert(state);
         let told = self.states.entry(state).or_default();
-        *told = Told::default();
+        *told = Told {
+            dirs: told.dirs,
+            walked: told.walked,
+            ..Told::default()
+        };
     }
 
     /// It was walked, and these are its directories.
     pub fn learned(&mut self, state: u64, dirs: Vec<(Handle, Vec<u8>)>, list: &mut List<'_>) {
+        let walked = dirs.iter().map(|(_, key)| EACH + key.len()).sum();
+        let told = self.states.entry(state).or_default();
         // Those that are gone stay for a while: a file that was linked elsewhere is told of where it was opened first.
-        let before = self.dirs.values().filter(|place| place.state == state).count();
-        if before > 2 * dirs.len() + MOST {
+        if told.dirs > 2 * walked + ROOM / 2 {
             self.dirs.retain(|_, place| place.state != state);
+            told.dirs = 0;
         }
+        told.walked = walked;
         self.learn(state, dirs);
         self.learning.remove(&state);
         for event in std::mem::take(&mut self.waiting) {
@@ -124,9 +169,8 @@ impl Index {
     /// Something may have been missed of all states.
     pub fn overflow(&mut self) {
         for told in self.states.values_mut() {
-            told.doubt = true;
+            told.doubt();
             told.news = true;
-            told.hints = Hints::default();
         }
     }
 
@@ -135,14 +179,16 @@ impl Index {
         let told = self.states.get_mut(&state)?;
         told.news = false;
         let known = !told.doubt && !self.learning.contains(&state);
-        known.then(|| std::mem::take(&mut told.hints))
+        known.then(|| {
+            told.bytes = 0;
+            std::mem::take(&mut told.hints)
+        })
     }
 
     /// A state of which what was told is lost.
     pub fn doubt(&mut self, state: u64) {
         if let Some(told) = self.states.get_mut(&state) {
-            told.doubt = true;
-            told.hints = Hints::default();
+            told.doubt();
         }
     }
 
@@ -164,9 +210,21 @@ impl Index {
     }
 
     fn learn(&mut self, state: u64, dirs: Vec<(Handle, Vec<u8>)>) {
+        let mut more = 0;
         for (handle, key) in dirs {
-            let key = key.into();
-            self.dirs.insert(handle, Place { state, key });
+            let place = Place {
+                state,
+                key: key.into(),
+            };
+            more += place.bytes();
+            if let Some(before) = self.dirs.insert(handle, place)
+                && let Some(of) = self.states.get_mut(&before.state)
+            {
+                of.dirs = of.dirs.saturating_sub(before.bytes());
+            }
+        }
+        if let Some(told) = self.states.get_mut(&state) {
+            told.dirs += more;
         }
     }
 
@@ -208,16 +266,17 @@ impl Index {
             return;
         }
         if event.name.is_empty() {
-            told.hints.add(above);
+            told.add(above);
+            self.keep_room(state);
             return;
         }
         let key = [&above, &[0][..], &event.name].concat();
         let named = libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_MOVED_FROM | libc::FAN_MOVED_TO;
         if event.mask & named != 0 {
             // Its own times have moved.
-            told.hints.add(above);
+            told.add(above);
         }
-        let hint = told.hints.add(key.clone());
+        let hint = told.add(key.clone());
         let directory = event.mask & libc::FAN_ONDIR != 0;
         if directory && event.mask & (libc::FAN_CREATE | libc::FAN_MOVED_TO) != 0 {
             hint.deep = true;
@@ -229,16 +288,28 @@ impl Index {
                     return;
                 }
             }
-        } else if !directory && event.mask & (libc::FAN_CLOSE_WRITE | libc::FAN_ATTRIB) != 0 {
-            hint.handles
-                .extend(event.itself.filter(|it| !hint.handles.contains(it)));
-        }
-        if self
-            .states
-            .get(&state)
-            .is_some_and(|told| told.hints.0.len() > MOST)
+        } else if !directory
+            && event.mask & (libc::FAN_CLOSE_WRITE | libc::FAN_ATTRIB) != 0
+            && let Some(itself) = event.itself
         {
-            self.doubt(state);
+            let bytes = EACH + itself.parts().1.len();
+            if hint.handles.insert(itself) {
+                told.bytes += bytes;
+            }
+        }
+        self.keep_room(state);
+    }
+
+    /// Where a state takes too much, what was told of it is lost; where all together do, of the one that takes most.
+    fn keep_room(&mut self, state: u64) {
+        if let Some(told) = self.states.get_mut(&state).filter(|told| told.is_too_much()) {
+            told.doubt();
+        }
+        let all: usize = self.states.values().map(|told| told.bytes).sum();
+        if all > ALL
+            && let Some(most) = self.states.values_mut().max_by_key(|told| told.bytes)
+        {
+            most.doubt();
         }
     }
 }
@@ -347,6 +418,76 @@ mod tests {
         index.begin(1);
         index.learned(1, Vec::new(), &mut nothing);
         assert_eq!(index.take(1), Some(Hints::default()));
+    }
+
+    #[test]
+    fn what_takes_too_much_room_is_looked_at_whole_and_nothing_else() {
+        let another = |index: &mut Index| {
+            index.begin(2);
+            index.learned(2, vec![(handle(9), b"other".to_vec())], &mut nothing);
+            index.apply(event(libc::FAN_CLOSE_WRITE, 9, "kept"), &mut nothing);
+        };
+        let mut with_names = known();
+        another(&mut with_names);
+        let mut with_handles = known();
+        another(&mut with_handles);
+        for n in 0..(ROOM / EACH) as u32 {
+            with_names.apply(event(libc::FAN_ATTRIB, 2, &format!("file{n}")), &mut nothing);
+            let renamed = Event {
+                itself: Some(Handle::new(1, &n.to_ne_bytes())),
+                ..event(libc::FAN_CLOSE_WRITE, 2, "one name")
+            };
+            with_handles.apply(renamed, &mut nothing);
+        }
+        for index in [&mut with_names, &mut with_handles] {
+            assert_eq!(index.take(1), None);
+            assert!(index.take(2).unwrap().covers(b"other\0kept"));
+            // The next walk sees all; what comes after it is told.
+            index.begin(1);
+            index.learned(1, Vec::new(), &mut nothing);
+            index.apply(event(libc::FAN_ATTRIB, 2, "later"), &mut nothing);
+            assert!(index.take(1).unwrap().covers(b"rootfs\0etc\0later"));
+        }
+    }
+
+    #[test]
+    fn directories_that_come_and_go_do_not_pile_up() {
+        let mut index = known();
+        let mut made = 0u32;
+        while index.take(1).is_some() {
+            let mut list = |_: u64, key: &[u8]| {
+                made += 1;
+                Ok(vec![(Handle::new(2, &made.to_ne_bytes()), key.to_vec())])
+            };
+            index.apply(event(libc::FAN_CREATE | libc::FAN_ONDIR, 2, "dir"), &mut list);
+            assert!(index.directories() < ROOM / EACH + 100);
+        }
+        index.begin(1);
+        index.learned(1, vec![(handle(2), b"rootfs\0etc".to_vec())], &mut nothing);
+        assert_eq!(index.directories(), 1);
+        index.apply(event(libc::FAN_ATTRIB, 2, "later"), &mut nothing);
+        assert!(index.take(1).unwrap().covers(b"rootfs\0etc\0later"));
+    }
+
+    #[test]
+    fn all_states_together_have_a_limit_and_who_takes_most_gives() {
+        let mut index = Index::default();
+        for state in 1..=8u8 {
+            index.begin(state.into());
+            index.learned(state.into(), vec![(handle(state), vec![state])], &mut nothing);
+        }
+        // The fifth more than others.
+        let share = 6 << 20;
+        for state in 1..=8u8 {
+            let share = if state == 5 { share + (1 << 20) } else { share };
+            for n in 0..share / (EACH + 2 + 200) {
+                let name = format!("{n:0200}");
+                index.apply(event(libc::FAN_DELETE, state, &name), &mut nothing);
+            }
+        }
+        let kept = |state: &u8| index.states[&u64::from(*state)].bytes > 0;
+        assert_eq!((1..=8u8).filter(kept).collect::<Vec<_>>(), [1, 2, 3, 4, 6, 7, 8]);
+        assert!(index.states.values().map(|told| told.bytes).sum::<usize>() <= ALL);
     }
 
     #[test]
