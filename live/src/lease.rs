@@ -43,6 +43,10 @@ pub struct Holder {
     pub boot_id: String,
     /// The container's first process.
     pub init: Option<Init>,
+    /// The control groups that its first process was put in, as `/proc/PID/cgroup` said then: it may have left them for
+    /// others below, and what it starts need not follow.
+    #[serde(default)]
+    pub groups: String,
     /// Where the root is mounted; below the bundle unless an engine had mounted it elsewhere.
     #[serde(default)]
     pub root: PathBuf,
@@ -66,6 +70,7 @@ impl Holder {
             shim_pid: std::process::id(),
             boot_id: survivor::boot_id(),
             init: None,
+            groups: String::new(),
             overlay: None,
         }
     }
@@ -73,6 +78,7 @@ impl Holder {
     /// Notes the container's first process.
     pub fn set_init(&mut self, pid: u32) {
         let pid = pid.cast_signed();
+        self.groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         self.init = survivor::start_time(pid).map(|start_time| Init { pid, start_time });
     }
 }

@@ -1,4 +1,4 @@
-//! File handles: what nix lacks of them.
+//! File handles, and whose open files are whose: what nix lacks of them.
 #![allow(unsafe_code)]
 
 use std::{
@@ -70,4 +70,22 @@ pub fn by_handle(on: &OwnedFd, handle: &Handle) -> io::Result<OwnedFd> {
     })?;
     // SAFETY: the kernel has just made this descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether two threads have the same open files; not where the kernel does not say.
+#[must_use]
+pub fn share_files(one: i32, other: i32) -> bool {
+    const KCMP_FILES: libc::c_long = 2;
+    // SAFETY: kcmp(2) takes numbers alone.
+    let compared = unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            libc::c_long::from(one),
+            libc::c_long::from(other),
+            KCMP_FILES,
+            0 as libc::c_long,
+            0 as libc::c_long,
+        )
+    };
+    compared == 0
 }

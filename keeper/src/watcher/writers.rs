@@ -22,6 +22,7 @@ use nix::{
     sys::stat::fstatat,
 };
 
+use super::sys;
 use crate::tree;
 
 /// How often it is asked again for processes that have come meanwhile.
@@ -104,9 +105,9 @@ fn mapped(line: &[u8]) -> Option<(&[u8], Vec<u8>)> {
     (path.first() == Some(&b'/')).then(|| (range, unescaped(path)))
 }
 
-/// The directories of a process's cgroup, one of them where there are several hierarchies.
-fn cgroup(pid: i32) -> io::Result<PathBuf> {
-    let groups = fs::read(format!("/proc/{pid}/cgroup"))?;
+/// The directory of a container's cgroup, in one hierarchy where there are several: `groups` is what `/proc/PID/cgroup` said
+/// of its first process. It holds that process, itself or below it.
+fn cgroup(groups: &[u8], init: i32) -> io::Result<PathBuf> {
     let mount = Path::new("/sys/fs/cgroup");
     for line in groups.split(|b| *b == b'\n') {
         let mut words = line.splitn(3, |b| *b == b':').skip(1);
@@ -123,7 +124,7 @@ fn cgroup(pid: i32) -> io::Result<PathBuf> {
         };
         for kind in kinds {
             let dir = kind.join(OsStr::from_bytes(path));
-            if pids(&dir).is_ok_and(|pids| pids.contains(&pid)) {
+            if pids(&dir).is_ok_and(|pids| pids.contains(&init)) {
                 return Ok(dir);
             }
         }
@@ -162,6 +163,14 @@ struct Asking {
     found: Writers,
 }
 
+/// Nothing of what has ended: it has closed all it had.
+fn if_there<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
+    match asked {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
+        asked => asked.map(Some),
+    }
+}
+
 fn mounts(pid: i32) -> io::Result<Vec<Mount>> {
     let text = fs::read(format!("/proc/{pid}/mountinfo"))?;
     Ok(text.split(|b| *b == b'\n').filter_map(mount).collect())
@@ -197,7 +206,22 @@ impl Asking {
         self.found.keys.extend(self.key(mounts, &path));
     }
 
+    /// A process, and those of its threads that have files of their own.
     fn process(&mut self, pid: i32) -> io::Result<()> {
+        if_there(self.thread(pid))?;
+        for name in if_there(fs::read_dir(format!("/proc/{pid}/task")))?
+            .into_iter()
+            .flatten()
+        {
+            let thread = if_there(name)?.and_then(|name| name.file_name().to_str()?.parse().ok());
+            if let Some(thread) = thread.filter(|thread| *thread != pid && !sys::share_files(pid, *thread)) {
+                if_there(self.thread(thread))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn thread(&mut self, pid: i32) -> io::Result<()> {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let namespace = fs::metadata(proc.join("ns/mnt"))?.ino();
         let mounts = match self.mounts.get(&namespace) {
@@ -241,7 +265,9 @@ pub fn writers(holder: &Holder, roots: &[(Vec<u8>, Root)]) -> io::Result<Writers
     let init = holder
         .init
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "its first process is not known"))?;
-    let group = cgroup(init.pid)?;
+    // Where it is now says less; all that is known of one whose shim is of an earlier version.
+    let group = cgroup(holder.groups.as_bytes(), init.pid)
+        .or_else(|_| cgroup(&fs::read(format!("/proc/{}/cgroup", init.pid))?, init.pid))?;
     let seen = mounts(init.pid)?;
     let mut asking = Asking {
         trees: HashMap::new(),
@@ -279,11 +305,7 @@ pub fn writers(holder: &Holder, roots: &[(Vec<u8>, Root)]) -> io::Result<Writers
         }
         for pid in fresh {
             done.insert(pid);
-            match asking.process(pid) {
-                // It has ended, and closed all it had.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
-                asked => asked?,
-            }
+            asking.process(pid)?;
         }
     }
     Err(io::Error::other(
@@ -328,6 +350,74 @@ mod tests {
             Some(b"rootfs\0var\0lib\0with spaces".to_vec())
         );
         assert_eq!(key("/proc/1/status"), None);
+    }
+
+    #[test]
+    fn a_thread_with_files_of_its_own_is_asked_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| fs::canonicalize(dir.path()).unwrap().join(name);
+        let pid = nix::unistd::getpid().as_raw();
+        let all = mounts(pid).unwrap();
+        let device = mount_of(&all, path("").as_os_str().as_bytes())
+            .unwrap()
+            .device
+            .clone();
+        let (opened, ready) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let (shared, own) = (&path("shared"), &path("own"));
+        std::thread::scope(|scope| {
+            let _common = fs::File::create(shared).unwrap();
+            scope.spawn(move || {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).unwrap();
+                let _alone = fs::File::create(own).unwrap();
+                opened.send(()).unwrap();
+                let _ = ended.recv();
+            });
+            ready.recv().unwrap();
+            let mut asking = Asking {
+                trees: HashMap::from([(device, b"rootfs".to_vec())]),
+                places: Vec::new(),
+                ..asking()
+            };
+            let asked = asking.process(pid);
+            drop(end);
+            asked.unwrap();
+            for path in [shared, own] {
+                let name = [&[0], path.file_name().unwrap().as_bytes()].concat();
+                let found = asking.found.keys.iter().filter(|key| key.ends_with(&name));
+                assert_eq!(found.count(), 1, "{}: {:?}", path.display(), asking.found);
+            }
+        });
+    }
+
+    #[test]
+    fn processes_that_left_their_cgroup_for_one_below_are_found() {
+        let pid = nix::unistd::getpid().as_raw();
+        let now = fs::read(format!("/proc/{pid}/cgroup")).unwrap();
+        let Ok(dir) = cgroup(&now, pid) else {
+            println!("skipped: this process is in no cgroup of its own");
+            return;
+        };
+        let below = dir.join(format!("below-{pid}"));
+        let Ok(()) = fs::create_dir(&below) else {
+            println!("skipped: no cgroup can be made here");
+            return;
+        };
+        let child = std::process::Command::new("sleep").arg("1000").spawn();
+        let found = child.and_then(|mut child| {
+            let id = i32::try_from(child.id()).unwrap();
+            let moved = fs::write(below.join("cgroup.procs"), id.to_string());
+            let found = cgroup(&now, id);
+            child.kill()?;
+            child.wait()?;
+            Ok((moved.is_ok(), found))
+        });
+        // Until the kernel has seen that it is empty.
+        while fs::remove_dir(&below).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) {
+            std::thread::yield_now();
+        }
+        let (moved, found) = found.unwrap();
+        assert!(!moved || found.unwrap() == dir);
     }
 
     #[test]
