@@ -80,6 +80,8 @@ impl Keeper {
         if let Some(signer) = signer {
             store.sign_with(signer);
         }
+        let pressure = crate::pressure::Pressure::default();
+        store.follow(move || pressure.now());
         let boot = Path::new("/proc/sys/kernel/random/boot_id");
         let boot = std::fs::read_to_string(boot).on("read", boot)?;
         let name = nix::unistd::gethostname().on("ask for", Path::new("the node's name"))?;

@@ -1,10 +1,11 @@
 //! Storing in fewer bytes what was stored while containers ran.
 //!
-//! By itself the keeper does so while nobody waits for the processors, and takes a quarter of one; on request at once, and
-//! all of one.
+//! By itself the keeper does so while nobody waits for the processors, and takes a quarter of one; on request at once, by all
+//! of them, and by one alone while others wait.
 
 use std::{
     collections::HashMap,
+    num::NonZeroUsize,
     ops::ControlFlow,
     sync::{Condvar, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -27,32 +28,23 @@ const RESTS: u32 = 3;
 /// Who waits for the end of a rest waits no longer.
 const NAP: Duration = Duration::from_millis(500);
 
-/// For how much of the last ten seconds something waited for a processor, in percent; none where the kernel does not tell.
-fn pressure() -> Option<f32> {
-    some_avg10(&std::fs::read_to_string("/proc/pressure/cpu").ok()?)
-}
-
-fn some_avg10(text: &str) -> Option<f32> {
-    let some = text.lines().find(|line| line.starts_with("some "))?;
-    let average = some.split(' ').find_map(|word| word.strip_prefix("avg10="))?;
-    average.parse().ok()
-}
-
-fn idle() -> bool {
-    pressure().is_none_or(|pressure| pressure < PRESSURE)
-}
-
 impl Keeper {
-    /// Stores the chunks of all states in fewer bytes, where that can be; the space comes back with the next gc.
+    /// Stores the chunks of a state in fewer bytes, where that can be, or of all states where `state` is empty; the space
+    /// comes back with the next gc.
     ///
     /// # Errors
-    /// A damaged tree, a full or failing disk, a stop.
-    pub fn recompact(&self, progress: &Progress) -> Result<Recompacted> {
+    /// A state that is not there, a damaged tree, a full or failing disk, a stop.
+    pub fn recompact(&self, state: &str, progress: &Progress) -> Result<Recompacted> {
         progress.begin("storing in fewer bytes");
         let mut all = Recompacted::default();
-        for known in self.store().states()? {
+        let states = match state {
+            "" => self.store().states()?,
+            state => vec![self.known(state)?],
+        };
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        for known in states {
             loop {
-                let done = self.recompact_state(&known, &mut |done| {
+                let done = self.recompact_state(&known, processors, &mut |done| {
                     progress.at(done.chunks, done.of_chunks, all.before + done.before);
                     progress.flow()
                 })?;
@@ -76,10 +68,11 @@ impl Keeper {
     fn recompact_state(
         &self,
         known: &Known,
+        threads: usize,
         told: &mut dyn FnMut(&Recompacted) -> ControlFlow<()>,
     ) -> Result<Recompacted> {
         let mut last = Recompacted::default();
-        let done = self.store().recompact(known, |done| {
+        let done = self.store().recompact_on(known, threads, |done| {
             last = *done;
             told(done)
         });
@@ -87,6 +80,13 @@ impl Keeper {
         self.counts.recompacted(done.as_ref().unwrap_or(&last));
         Ok(done?)
     }
+}
+
+fn idle(keeper: &Keeper) -> bool {
+    keeper
+        .store()
+        .pressure()
+        .is_none_or(|pressure| pressure < PRESSURE)
 }
 
 /// When that is done without anybody asking.
@@ -123,7 +123,7 @@ impl Idle {
                         .store()
                         .uncompacted(&known)
                         .is_ok_and(|commits| commits >= COMMITS);
-                if !due || !idle() {
+                if !due || !idle(keeper) {
                     continue;
                 }
                 rested.insert(known.name.clone(), Instant::now());
@@ -141,9 +141,9 @@ impl Idle {
 
     fn once(&self, keeper: &Keeper, known: &Known) -> Result<()> {
         let mut worked = Instant::now();
-        let done = keeper.recompact_state(known, &mut |_| {
+        let done = keeper.recompact_state(known, 1, &mut |_| {
             let (rest, begun) = (worked.elapsed() * RESTS, Instant::now());
-            let rested = || begun.elapsed() >= rest && idle();
+            let rested = || begun.elapsed() >= rest && idle(keeper);
             self.wait(rest.min(NAP))?;
             while !rested() && !keeper.store().gc_waits() {
                 self.wait(NAP)?;
@@ -174,18 +174,5 @@ impl Idle {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_kernel_tells_what_waits() {
-        let told = "some avg10=12.50 avg60=1.00 avg300=0.10 total=9\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
-        assert_eq!(some_avg10(told), Some(12.5));
-        assert_eq!(some_avg10("full avg10=1.00"), None);
-        assert_eq!(some_avg10(""), None);
     }
 }

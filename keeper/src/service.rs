@@ -744,7 +744,7 @@ impl Api for Service {
     async fn gc(&self, context: &TtrpcContext, request: api::GcRequest) -> ttrpc::Result<api::GcResponse> {
         self.run_long(context, move |keeper, progress| {
             let recompacted = match request.recompact && !request.dry_run {
-                true => keeper.recompact(progress)?,
+                true => keeper.recompact(&request.state, progress)?,
                 false => store::Recompacted::default(),
             };
             let (expired, mut done) = keeper.tidy(request.dry_run, progress)?;

@@ -20,6 +20,7 @@ mod history;
 mod id;
 mod migrate;
 pub mod pack;
+mod pressure;
 mod reach;
 mod recompact;
 mod repair;

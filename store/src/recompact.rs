@@ -4,8 +4,9 @@
 //! are known: each is written against a neighbour, before or behind it, in the shortest of all encodings, and few are whole
 //! ([`plan`]). What each chunk follows, the trees of a state tell ([`lines`]).
 //!
-//! A few versions at a time are encoded while commits go on; then, for the moment in which those wait, it is looked whether
-//! all is as it was, and one batch of the catalog changes over. Nothing may come to stand as high as what stands on it: what
+//! What each is to stand on depends on no encoding, so that several threads can encode at a time; whether it may stand there
+//! is decided in order. A few versions at a time are encoded while commits go on; then, for the moment in which those wait,
+//! it is looked whether all is as it was, and one batch of the catalog changes over. Nothing may come to stand as high as what stands on it: what
 //! somebody else has come to stand on is written whole, or stays. The old bytes are gc's.
 
 mod lines;
@@ -13,13 +14,14 @@ mod plan;
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     sync::{PoisonError, atomic::Ordering},
 };
 
 use crate::{
     base::Encoded,
     catalog::{Base, Place},
-    error::{Error, Result},
+    error::{Context, Error, Result},
     fault,
     history::Known,
     id::Id,
@@ -27,11 +29,15 @@ use crate::{
     store::Store,
     told::{Answer, heed},
 };
+use delta::Budget;
 use lines::Lines;
 use plan::{MOST, STEPS};
+use rayon::prelude::*;
 
 /// So much is encoded before the catalog changes over.
 const BATCH: u64 = 4 << 20;
+/// So much content is encoded by each thread before what came of it is looked at, and before a gc is given way to.
+const AHEAD: u64 = 1 << 20;
 /// What saves less than one in so many bytes is not written again.
 const WORTH: u64 = 16;
 
@@ -76,6 +82,15 @@ impl Member {
     }
 }
 
+/// A chunk, and what it is to stand on.
+struct Planned {
+    id: Id,
+    base: Option<Base>,
+}
+
+/// What chunks are to become: nothing where one cannot become shorter.
+type Forms = HashMap<Id, Result<Option<Encoded>>>;
+
 /// Who stands on a chunk, and how deep.
 type Standing = HashMap<Id, HashMap<Id, u8>>;
 
@@ -103,6 +118,19 @@ impl Store {
     pub fn recompact<A: Answer>(
         &self,
         state: &Known,
+        told: impl FnMut(&Recompacted) -> A,
+    ) -> Result<Recompacted> {
+        self.recompact_on(state, 1, told)
+    }
+
+    /// As [`Store::recompact`], by so many threads at most; by one while others wait for the processors.
+    ///
+    /// # Errors
+    /// As [`Store::recompact`].
+    pub fn recompact_on<A: Answer>(
+        &self,
+        state: &Known,
+        most: usize,
         mut told: impl FnMut(&Recompacted) -> A,
     ) -> Result<Recompacted> {
         let mut done = Recompacted::default();
@@ -117,7 +145,7 @@ impl Store {
             self.publish(|_| Ok(()))?;
             *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = Some(HashSet::new());
         }
-        let finished = self.recompact_alone(state, &mut done, &mut told);
+        let finished = self.recompact_alone(state, most, &mut done, &mut told);
         *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = None;
         finished.map(|()| done)
     }
@@ -125,6 +153,7 @@ impl Store {
     fn recompact_alone<A: Answer>(
         &self,
         state: &Known,
+        most: usize,
         done: &mut Recompacted,
         told: &mut impl FnMut(&Recompacted) -> A,
     ) -> Result<()> {
@@ -139,19 +168,33 @@ impl Store {
             bytes: 0,
         };
         done.of_chunks = lines.len() as u64;
-        for line in lines.all() {
-            // From the newest on: what is newer stands on what is older, as it was written.
-            for versions in line.chunks(MOST).rev() {
-                let hanging: usize = versions.iter().map(|id| lines.beside(*id).count()).sum();
-                done.chunks += (versions.len() + hanging) as u64;
-                if versions
-                    .iter()
-                    .flat_map(|id| lines.beside(*id).chain([*id]))
-                    .all(|id| lines.came(id) <= from)
-                {
-                    continue;
+        // From the newest on: what is newer stands on what is older, as it was written.
+        let all = lines.all();
+        let mut versions = all.iter().flat_map(|line| line.chunks(MOST).rev());
+        let threads = || if self.budget() == Budget::Busy { 1 } else { most };
+        let (mut groups, mut ahead, mut by) = (Vec::new(), 0, threads());
+        loop {
+            let next = versions.next().map(|versions| group(versions, &lines));
+            let ended = next.is_none();
+            if let Some(group) = next {
+                if group.iter().all(|one| lines.came(one.id) <= from) {
+                    done.chunks += group.len() as u64;
+                } else {
+                    for one in &group {
+                        let place = self.place(state.domain, Object::Chunk, one.id)?;
+                        ahead += place.map_or(0, |place| u64::from(place.length));
+                    }
+                    groups.push(group);
                 }
-                work.versions(versions, &lines)?;
+            }
+            if !ended && ahead < AHEAD.saturating_mul(by as u64) {
+                continue;
+            }
+            let mut forms = work.forms(&groups, by)?;
+            (ahead, by) = (0, threads());
+            for group in groups.drain(..) {
+                done.chunks += group.len() as u64;
+                work.settle(&group, &mut forms)?;
                 if work.bytes >= BATCH {
                     work.change_over(done)?;
                 }
@@ -160,6 +203,9 @@ impl Store {
                     done.gave_way = true;
                     return work.change_over(done);
                 }
+            }
+            if ended {
+                break;
             }
         }
         work.change_over(done)?;
@@ -191,38 +237,45 @@ struct Work<'s> {
 }
 
 impl Work<'_> {
-    /// Encodes versions that follow each other, and what hangs on them.
-    fn versions(&mut self, versions: &[Id], lines: &Lines) -> Result<()> {
-        let mut depths: HashMap<Id, (u8, Option<Id>)> = HashMap::new();
-        let mut members = Vec::new();
-        let mut order: Vec<(Id, Option<Id>)> = Vec::new();
-        for (at, base) in plan::plan(versions.len()) {
-            let base = base.and_then(|base| versions.get(base)).copied();
-            order.extend(versions.get(at).map(|id| (*id, base)));
+    /// Encodes what these are to become, by so many threads.
+    fn forms(&self, groups: &[Vec<Planned>], threads: usize) -> Result<Forms> {
+        let (store, domain) = (self.store, self.domain);
+        let form = |one: &Planned| (one.id, shortest(store, domain, one.id, one.base));
+        if threads <= 1 {
+            return Ok(groups.iter().flatten().map(form).collect());
         }
-        let hanging = versions
-            .iter()
-            .flat_map(|id| lines.beside(*id).map(|next| (next, Some(*id))));
-        order.extend(hanging);
-        let together: HashSet<Id> = order.iter().map(|(id, _)| *id).collect();
-        for (id, base) in order {
+        // Of their own: those that commits use are not to be kept waiting.
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|_| "recompact".into())
+            .build()
+            .map_err(io::Error::other)
+            .on("start threads for", store.dir())?;
+        let all: Vec<&Planned> = groups.iter().flatten().collect();
+        Ok(pool.install(|| all.into_par_iter().map(form).collect()))
+    }
+
+    /// Decides whether versions that go together become what they may.
+    fn settle(&mut self, group: &[Planned], forms: &mut Forms) -> Result<()> {
+        let mut depths: HashMap<Id, u8> = HashMap::new();
+        let mut members = Vec::new();
+        let together: HashSet<Id> = group.iter().map(|one| one.id).collect();
+        for Planned { id, base: planned } in group {
+            let id = *id;
             let Some(place) = self.store.place(self.domain, Object::Chunk, id)? else {
                 return Ok(());
             };
-            // What hangs on the last that may be stood on stands beside it.
-            let base = base.map(|base| match depths.get(&base) {
-                Some((depth, below)) if *depth >= STEPS => below.unwrap_or(base),
-                _ => base,
-            });
-            let base = base.and_then(|base| {
-                Some(Base {
-                    id: base,
-                    depth: depths.get(&base)?.0 + 1,
-                })
-            });
-            let highest = self.highest(id, &together);
-            let base = base.filter(|base| base.depth <= highest.min(STEPS));
-            let encoded = match self.shortest(id, place, base) {
+            let depth = planned
+                .and_then(|base| depths.get(&base.id))
+                .map(|depth| depth + 1);
+            let highest = self.highest(id, &together).min(STEPS);
+            let base = planned.zip(depth).filter(|(_, depth)| *depth <= highest);
+            let base = base.map(|(base, depth)| Base { depth, ..base });
+            let form = match forms.remove(&id) {
+                Some(form) if base.is_some() == planned.is_some() => form,
+                _ => shortest(self.store, self.domain, id, base),
+            };
+            let mut encoded = match form {
                 Ok(encoded) => encoded,
                 // What is damaged stays as it is, and so does what goes with it.
                 Err(error @ (Error::Damaged { .. } | Error::Missing(_))) => {
@@ -231,9 +284,17 @@ impl Work<'_> {
                 }
                 Err(error) => return Err(error),
             };
+            if let Some(encoded) = encoded.as_mut().filter(|encoded| encoded.base.is_some()) {
+                encoded.record.depth = base.map_or(0, |base| base.depth);
+            }
+            let as_it_is = |encoded: &Encoded| {
+                place.base.map(|base| base.id) == encoded.base
+                    && place.depth() == encoded.record.depth
+                    && place.stored <= encoded.record.stored
+            };
+            let encoded = encoded.filter(|encoded| !as_it_is(encoded));
             let member = Member { id, place, encoded };
-            let base = member.base();
-            depths.insert(id, (base.map_or(0, |base| base.depth), base.map(|base| base.id)));
+            depths.insert(id, member.base().map_or(0, |base| base.depth));
             members.push(member);
         }
         let before: u64 = members.iter().map(|member| u64::from(member.place.stored)).sum();
@@ -266,24 +327,6 @@ impl Work<'_> {
             .map(|(_, depth)| depth.saturating_sub(1))
             .min()
             .unwrap_or(u8::MAX)
-    }
-
-    /// The shortest form of a chunk, on its base or alone.
-    fn shortest(&self, id: Id, place: Place, base: Option<Base>) -> Result<Option<Encoded>> {
-        if base.is_none() && place.encoding == delta::Encoding::Raw {
-            return Ok(None);
-        }
-        let bytes = self.store.object(self.domain, Object::Chunk, id)?;
-        let under = match base {
-            Some(base) => Some((base, self.store.object(self.domain, Object::Chunk, base.id)?)),
-            None => None,
-        };
-        let under = under.as_ref().map(|(base, bytes)| (*base, bytes.as_slice()));
-        let encoded = Encoded::shortest(Object::Chunk, id, &bytes, under)?;
-        let as_it_is = place.base.map(|base| base.id) == encoded.base
-            && place.depth() == encoded.record.depth
-            && place.stored <= encoded.record.stored;
-        Ok((!as_it_is).then_some(encoded))
     }
 
     /// Puts what is ready in the place of what is there.
@@ -341,6 +384,51 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// Versions that follow each other, and what hangs on them, each with what it is to stand on: every base comes before what
+/// stands on it.
+fn group(versions: &[Id], lines: &Lines) -> Vec<Planned> {
+    let mut planned: Vec<Planned> = Vec::new();
+    let mut bases: HashMap<Id, Option<Base>> = HashMap::new();
+    let mut add = |id: Id, on: Option<Id>| {
+        let on = on.and_then(|id| Some((id, *bases.get(&id)?)));
+        let base = on.map(|(id, below)| match below {
+            // What hangs on the last that may be stood on stands beside it.
+            Some(below) if below.depth >= STEPS => below,
+            below => Base {
+                id,
+                depth: below.map_or(0, |below| below.depth) + 1,
+            },
+        });
+        bases.insert(id, base);
+        planned.push(Planned { id, base });
+    };
+    for (at, base) in plan::plan(versions.len()) {
+        if let Some(id) = versions.get(at) {
+            add(*id, base.and_then(|base| versions.get(base)).copied());
+        }
+    }
+    for id in versions {
+        lines.beside(*id).for_each(|next| add(next, Some(*id)));
+    }
+    planned
+}
+
+/// The shortest form of a chunk, on its base or alone; none where it cannot become shorter.
+fn shortest(store: &Store, domain: u32, id: Id, base: Option<Base>) -> Result<Option<Encoded>> {
+    let name = || Error::Missing(format!("Chunk {id}"));
+    let place = store.place(domain, Object::Chunk, id)?.ok_or_else(name)?;
+    if base.is_none() && place.encoding == delta::Encoding::Raw {
+        return Ok(None);
+    }
+    let bytes = store.object(domain, Object::Chunk, id)?;
+    let under = match base {
+        Some(base) => Some((base, store.object(domain, Object::Chunk, base.id)?)),
+        None => None,
+    };
+    let under = under.as_ref().map(|(base, bytes)| (*base, bytes.as_slice()));
+    Encoded::shortest(Object::Chunk, id, &bytes, under).map(Some)
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use crate::{
     id::{Hash, Id},
     migrate::Migrating,
     pack::{self, Class, FULL, Header, LONGEST, Object, RECORD, Record, Writer},
+    pressure::Pressure,
     salvage,
     sign::Signer,
     sys,
@@ -65,6 +66,7 @@ pub struct Store {
     nodes: Cache<(u32, Id), Arc<Node>, Weight>,
     pub(crate) bases: Bases,
     pub(crate) dictionaries: Dictionaries,
+    pub(crate) pressure: Pressure,
     /// Passed by whoever adds objects; gc has it alone for the moment in which it removes some.
     gate: Gate,
     /// Held by the one gc that there is at a time.
@@ -208,6 +210,7 @@ impl Store {
             nodes: Cache::with_weighter(2048, NODES, Weight),
             bases: base::bases(),
             dictionaries: Dictionaries::default(),
+            pressure: Pressure::default(),
             gate: Gate::default(),
             collecting: Mutex::default(),
             awaited: AtomicU64::default(),

@@ -177,9 +177,10 @@ pub enum Command {
         /// Only say what would go
         #[arg(long)]
         dry_run: bool,
-        /// Store in fewer bytes first what was stored while there was no time: takes a processor for long
-        #[arg(long, conflicts_with = "dry_run")]
-        recompact: bool,
+        /// Store in fewer bytes first what was stored while there was no time, of this state or of all: takes the processors
+        /// for long
+        #[arg(long, value_name = "STATE", num_args = 0..=1, conflicts_with = "dry_run")]
+        recompact: Option<Option<String>>,
         /// Rewrite every pack that holds a byte of what no commit needs
         #[arg(long, conflicts_with = "dry_run")]
         erase: bool,
@@ -413,7 +414,10 @@ pub fn run(
             recompact,
             erase,
             json,
-        } => store::gc(config, (*dry_run, *recompact, *erase), *json),
+        } => {
+            let state = recompact.as_ref().map(Option::as_deref);
+            store::gc(config, (*dry_run, *erase), state, *json)
+        }
         Command::Audit {
             state,
             public_key,

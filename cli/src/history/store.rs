@@ -281,17 +281,19 @@ pub fn verify(config: &Config, percent: u32, as_json: bool) -> Result<ExitCode> 
     })
 }
 
-/// Gets space back.
+/// Gets space back; `recompact` names the state whose chunks are stored in fewer bytes before, or none for all.
 pub fn gc(
     config: &Config,
-    (dry_run, recompact, erase): (bool, bool, bool),
+    (dry_run, erase): (bool, bool),
+    recompact: Option<Option<&str>>,
     as_json: bool,
 ) -> Result<ExitCode> {
     let done = with_keeper(config, async |client| {
         let request = api::GcRequest {
             dry_run,
-            recompact,
+            recompact: recompact.is_some(),
             erase,
+            state: recompact.flatten().unwrap_or_default().into(),
             ..api::GcRequest::default()
         };
         long(&client, async |context| client.gc(context, &request).await).await
@@ -304,7 +306,7 @@ pub fn gc(
         });
         println!("{}", serde_json::to_string_pretty(&value)?);
     } else {
-        if recompact {
+        if recompact.is_some() {
             println!(
                 "{} chunks written again: {} instead of {}",
                 done.recompacted,

@@ -237,7 +237,7 @@ fn json_is_what_the_schema_says(d: &Daemon) -> Result<()> {
     schemas.check(d, &["repair"])?;
     schemas.check(d, &["gc", "--dry-run"])?;
     schemas.check(d, &["gc"])?;
-    schemas.check(d, &["gc", "--recompact"])?;
+    schemas.check(d, &["gc", "--recompact", "told"])?;
     let parts = schemas.check(d, &["show", &format!("{name}@head"), "--chunks", "/file"])?;
     ensure!(parts[0]["encoding"] == "zstd" && parts[1].is_null(), "{parts}");
     schemas.check(d, &["audit", "told"])?;

@@ -107,6 +107,33 @@ fn versions_become_smaller_and_stay_near() {
     whole(&crate::tests::store(dir.path()), &made);
 }
 
+/// Threads encode; what comes of it does not depend on how many.
+#[test]
+fn several_threads_make_the_same() {
+    let made = [1, 3].map(|threads| {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let mut made = Vec::new();
+        for n in 0..36 {
+            for file in ["one", "two"] {
+                let bytes = [numbers(400, n), file.as_bytes().repeat(100)].concat();
+                made.push((version(&store, STATE, file, &bytes), file, bytes));
+            }
+        }
+        let state = known(&store, STATE);
+        let done = store.recompact_on(&state, threads, |_| {}).unwrap();
+        assert!(done.written > 0 && done.chunks == done.of_chunks, "{done:?}");
+        assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+        let mut depths = Vec::new();
+        for (recorded, file, bytes) in &made {
+            assert!(content(&store, recorded, file).unwrap() == *bytes);
+            depths.push(depth(&store, recorded, file));
+        }
+        (done, store.usage().unwrap().stored, depths)
+    });
+    assert_eq!(made[0], made[1]);
+}
+
 #[test]
 fn commits_go_on_meanwhile_and_it_can_be_ended() {
     let dir = tempfile::tempdir().unwrap();
