@@ -889,6 +889,7 @@ fn form(form: store::Form) -> api::Form {
         content_bytes: form.content,
         stored_bytes: form.stored,
         steps: form.steps,
+        spent_ns: u64::try_from(form.spent.as_nanos()).unwrap_or(u64::MAX),
         ..api::Form::default()
     }
 }

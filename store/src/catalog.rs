@@ -2,6 +2,7 @@
 //! keyspace keeps journals from being removed, and each costs memory of its own. See `docs/format.md`.
 
 mod dictionaries;
+mod spent;
 
 use std::{
     ops::RangeBounds,
@@ -33,6 +34,7 @@ const JOURNALS: u64 = 64 << 20;
 const BULK: usize = 1 << 20;
 
 pub(crate) use dictionaries::Dictionary;
+pub(crate) use spent::Spent;
 
 /// The catalog of a store.
 pub struct Catalog {

@@ -179,6 +179,7 @@ impl Store {
             batch.forget_look(known.number, entry);
             Ok(())
         })?;
+        batch.forget_work(known.number);
         batch.forget_state(name);
         self.catalog.write(batch)
     }
@@ -431,7 +432,9 @@ impl Session<'_> {
             head: Some((id, commit.sequence)),
             ..now
         };
+        let spent = self.store.catalog.spent(state.number)?;
         self.publish(|batch| {
+            batch.spent(state.number, &self.meter.take(spent));
             batch.commit(state.number, commit.sequence, id, &bytes);
             if let Some(signer) = self.store.signer.get() {
                 batch.signature(id, &signer.sign(self.store.hash, id));

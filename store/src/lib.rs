@@ -28,6 +28,7 @@ mod rescue;
 mod retention;
 mod salvage;
 mod sign;
+mod spent;
 mod store;
 mod sys;
 #[cfg(test)]

@@ -26,6 +26,7 @@ use crate::{
     history::Known,
     id::Id,
     pack::{Object, RECORD},
+    spent::Meter,
     store::Store,
     told::{Answer, heed},
 };
@@ -166,6 +167,8 @@ impl Store {
             standing: self.standing_chunks(state.domain)?,
             ready: Vec::new(),
             bytes: 0,
+            state: state.number,
+            meter: Meter::default(),
         };
         done.of_chunks = lines.len() as u64;
         // From the newest on: what is newer stands on what is older, as it was written.
@@ -209,7 +212,10 @@ impl Store {
             }
         }
         work.change_over(done)?;
+        // Commits count what they took as well.
+        let _one = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch = self.catalog.batch();
+        batch.spent(state.number, &work.meter.take(self.catalog.spent(state.number)?));
         batch.recompacted(state.number, until);
         self.catalog.write(batch)
     }
@@ -234,13 +240,16 @@ struct Work<'s> {
     /// Encoded, and not in the catalog yet: versions that go together.
     ready: Vec<Vec<Member>>,
     bytes: u64,
+    /// The state's number, and what encoding took.
+    state: u64,
+    meter: Meter,
 }
 
 impl Work<'_> {
     /// Encodes what these are to become, by so many threads.
     fn forms(&self, groups: &[Vec<Planned>], threads: usize) -> Result<Forms> {
         let (store, domain) = (self.store, self.domain);
-        let form = |one: &Planned| (one.id, shortest(store, domain, one.id, one.base));
+        let form = |one: &Planned| (one.id, shortest(store, domain, one.id, one.base, &self.meter));
         if threads <= 1 {
             return Ok(groups.iter().flatten().map(form).collect());
         }
@@ -273,7 +282,7 @@ impl Work<'_> {
             let base = base.map(|(base, depth)| Base { depth, ..base });
             let form = match forms.remove(&id) {
                 Some(form) if base.is_some() == planned.is_some() => form,
-                _ => shortest(self.store, self.domain, id, base),
+                _ => shortest(self.store, self.domain, id, base, &self.meter),
             };
             let mut encoded = match form {
                 Ok(encoded) => encoded,
@@ -360,7 +369,11 @@ impl Work<'_> {
         }
         self.bytes = 0;
         fault::point("recompact-written");
-        session.publish(|_| Ok(()))?;
+        let spent = self.store.catalog.spent(self.state)?;
+        session.publish(|batch| {
+            batch.spent(self.state, &self.meter.take(spent));
+            Ok(())
+        })?;
         fault::point("recompact-switched");
         Ok(())
     }
@@ -416,7 +429,13 @@ fn group(versions: &[Id], lines: &Lines) -> Vec<Planned> {
 }
 
 /// The shortest form of a chunk, on its base or alone; none where it cannot become shorter.
-fn shortest(store: &Store, domain: u32, id: Id, base: Option<Base>) -> Result<Option<Encoded>> {
+fn shortest(
+    store: &Store,
+    domain: u32,
+    id: Id,
+    base: Option<Base>,
+    meter: &Meter,
+) -> Result<Option<Encoded>> {
     let name = || Error::Missing(format!("Chunk {id}"));
     let place = store.place(domain, Object::Chunk, id)?.ok_or_else(name)?;
     if base.is_none() && place.encoding == delta::Encoding::Raw {
@@ -428,7 +447,8 @@ fn shortest(store: &Store, domain: u32, id: Id, base: Option<Base>) -> Result<Op
         None => None,
     };
     let under = under.as_ref().map(|(base, bytes)| (*base, bytes.as_slice()));
-    Encoded::shortest(Object::Chunk, id, &bytes, under).map(Some)
+    let encoded = meter.of(|| Encoded::shortest(Object::Chunk, id, &bytes, under));
+    encoded.map(Some)
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ use crate::{
     pressure::Pressure,
     salvage,
     sign::Signer,
+    spent::Meter,
     sys,
     watermark::{self, Watermark},
 };
@@ -425,6 +426,7 @@ impl Store {
             _gate: Some(self.gate.enter()),
             lost: locked(&self.writing).lost,
             written: AtomicU64::new(0),
+            meter: Meter::default(),
             in_use: InUse::default(),
         }
     }
@@ -447,6 +449,7 @@ impl Store {
             _gate: None,
             lost: locked(&self.writing).lost,
             written: AtomicU64::new(0),
+            meter: Meter::default(),
             in_use: InUse::default(),
         }
     }
@@ -683,6 +686,8 @@ pub struct Session<'s> {
     _gate: Option<Within<'s>>,
     lost: u64,
     written: AtomicU64,
+    /// What encoding took.
+    pub(crate) meter: Meter,
     pub(crate) in_use: InUse,
 }
 
@@ -727,7 +732,8 @@ impl Session<'_> {
         if self.has(object, id)? {
             return Ok(());
         }
-        self.add(&self.encoded(object, id, bytes, old, name)?, false)
+        let encoded = self.meter.of(|| self.encoded(object, id, bytes, old, name))?;
+        self.add(&encoded, false)
     }
 
     /// As [`Session::put`] without what it follows, also where the catalog says that it is there: that may be damaged.

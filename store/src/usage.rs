@@ -1,12 +1,12 @@
 //! What a store holds, what it takes, and how it is stored.
 
-use std::{collections::BTreeMap, ops::ControlFlow};
+use std::{collections::BTreeMap, ops::ControlFlow, time::Duration};
 
 use delta::Encoding;
 
 use crate::{
     base::steps,
-    catalog::Place,
+    catalog::{Place, Spent},
     content::Pieces,
     error::{Error, Result},
     format::Entry,
@@ -49,6 +49,8 @@ pub struct Form {
     pub stored: u64,
     /// How many others have to be read before one of them, all added up.
     pub steps: u64,
+    /// How long processors worked for what was stored so, with all that was tried; also where it has given way to another form since.
+    pub spent: Duration,
 }
 
 /// How an encoding is called.
@@ -60,14 +62,29 @@ fn name(encoding: Encoding) -> String {
 struct Forms(BTreeMap<u8, Form>);
 
 impl Forms {
-    fn add(&mut self, place: &Place) {
-        let form = self.0.entry(place.encoding as u8).or_insert_with(|| Form {
-            encoding: name(place.encoding),
+    fn of(&mut self, encoding: Encoding) -> &mut Form {
+        self.0.entry(encoding as u8).or_insert_with(|| Form {
+            encoding: name(encoding),
             chunks: 0,
             content: 0,
             stored: 0,
             steps: 0,
-        });
+            spent: Duration::ZERO,
+        })
+    }
+
+    fn spent(&mut self, spent: &Spent) {
+        for (number, spent) in (0..).zip(spent) {
+            if *spent > 0
+                && let Ok(encoding) = Encoding::try_from(number)
+            {
+                self.of(encoding).spent += Duration::from_nanos(*spent);
+            }
+        }
+    }
+
+    fn add(&mut self, place: &Place) {
+        let form = self.of(place.encoding);
         form.chunks += 1;
         form.content += u64::from(place.length);
         form.stored += u64::from(place.stored);
@@ -173,6 +190,9 @@ impl Store {
                 Ok(())
             })?;
         }
+        for state in self.states()? {
+            forms.spent(&self.catalog.spent(state.number)?);
+        }
         usage.forms = forms.all();
         Ok(usage)
     }
@@ -196,6 +216,7 @@ impl Store {
                 forms.add(&place);
             }
         }
+        forms.spent(&self.catalog.spent(state.number)?);
         Ok(forms.all())
     }
 }

@@ -478,6 +478,7 @@ pub fn stats(config: &Config, state: Option<&str>, as_json: bool) -> Result<Exit
                 json!({
                     "encoding": form.encoding, "chunks": form.chunks, "content_bytes": form.content_bytes,
                     "stored_bytes": form.stored_bytes, "steps": form.steps,
+                    "cpu_ns": form.spent_ns,
                 })
             })
             .collect();
@@ -518,11 +519,20 @@ pub fn stats(config: &Config, state: Option<&str>, as_json: bool) -> Result<Exit
                 table::bytes(form.stored_bytes),
                 format!("{:.1}", per(form.content_bytes, form.stored_bytes)),
                 format!("{:.1}", per(form.steps, form.chunks)),
+                format!("{:.2}s", form.spent_ns as f64 / 1e9),
             ]
         })
         .collect();
     table::print(
-        &["ENCODING", "CHUNKS", "CONTENT", "TAKES", "RATIO", "READ BEFORE"],
+        &[
+            "ENCODING",
+            "CHUNKS",
+            "CONTENT",
+            "TAKES",
+            "RATIO",
+            "READ BEFORE",
+            "CPU",
+        ],
         &rows,
     );
     Ok(ExitCode::SUCCESS)
