@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Result, damaged},
     id::Id,
     pack::{LONGEST, Object, Record},
+    relatives,
     store::{Key, Session, Store},
 };
 
@@ -188,21 +189,36 @@ impl Session<'_> {
         old: Option<Id>,
         name: &str,
     ) -> Result<Encoded> {
-        let based = match old {
-            Some(old) => self.on_base(object, id, bytes, old)?,
-            None => None,
+        let on = |old: Option<Id>| match old {
+            Some(old) => self.on_base(object, id, bytes, old),
+            None => Ok(None),
         };
-        let Some(based) = based else {
-            return self.by_itself(object, id, bytes, name);
-        };
+        let following = on(old)?;
         // What is so short need not be compared.
-        if based.bytes.len() < bytes.len() / 16 {
-            return Ok(based);
-        }
+        let following = match following {
+            Some(short) if short.bytes.len() < bytes.len() / 16 => return Ok(short),
+            following => following,
+        };
         let alone = self.by_itself(object, id, bytes, name)?;
         // A quarter less, for what reading it costs.
-        let shorter = based.bytes.len() + based.bytes.len() / 3 < alone.bytes.len();
-        Ok(if shorter { based } else { alone })
+        let pays = |based: &Encoded| based.bytes.len() + based.bytes.len() / 3 < alone.bytes.len();
+        if let Some(following) = following.filter(pays) {
+            return Ok(following);
+        }
+        // Noise is like nothing; and whoever waits for the processors does not wait for a search.
+        if alone.record.encoding == Encoding::Raw || self.store.budget() == Budget::Busy {
+            return Ok(alone);
+        }
+        let Some(features) = relatives::features(object, bytes) else {
+            return Ok(alone);
+        };
+        match on(self.relative(&features)?)?.filter(pays) {
+            Some(related) => Ok(related),
+            None => {
+                self.note_features(id, &features);
+                Ok(alone)
+            }
+        }
     }
 
     /// Written against what it follows, or what that stands on.

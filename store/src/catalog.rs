@@ -2,6 +2,7 @@
 //! keyspace keeps journals from being removed, and each costs memory of its own. See `docs/format.md`.
 
 mod dictionaries;
+mod relatives;
 mod spent;
 
 use std::{
@@ -34,6 +35,7 @@ const JOURNALS: u64 = 64 << 20;
 const BULK: usize = 1 << 20;
 
 pub(crate) use dictionaries::Dictionary;
+pub(crate) use relatives::{Name, name_of};
 pub(crate) use spent::Spent;
 
 /// The catalog of a store.
@@ -757,7 +759,7 @@ impl Catalog {
         self.each(.., |key, _| {
             if !matches!(
                 key.first(),
-                Some(b'M' | b'D' | b'I' | b'P' | b'S' | b'H' | b'C' | b'R' | b'T' | b'L' | b'G')
+                Some(b'M' | b'D' | b'I' | b'P' | b'S' | b'H' | b'C' | b'R' | b'T' | b'L' | b'G' | b'F')
             ) {
                 found += 1;
             }

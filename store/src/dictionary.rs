@@ -142,6 +142,10 @@ impl Dictionaries {
         self.erasing.store(erasing, Ordering::Release);
     }
 
+    pub(crate) fn is_erasing(&self) -> bool {
+        self.erasing.load(Ordering::Acquire)
+    }
+
     /// Whether samples of a kind are to be looked at.
     fn awake(&self, domain: u32, class: Class) -> bool {
         let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -206,7 +210,7 @@ impl Session<'_> {
     /// The dictionaries that serve now. While this session lives, gc leaves them.
     fn serving(&self) -> Result<HashMap<Class, Arc<Ready>>> {
         let mut serving = HashMap::new();
-        if self.store.dictionaries.erasing.load(Ordering::Acquire) {
+        if self.store.dictionaries.is_erasing() {
             return Ok(serving);
         }
         for row in self.store.catalog.dictionaries(self.domain)? {

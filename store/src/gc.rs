@@ -159,6 +159,7 @@ impl Store {
                 batch.forget_object(domain, object, id);
             }
             let touched = self.touched(domain)?;
+            self.forget_relatives(domain, [&reached, &touched], &mut batch)?;
             for dictionary in self.catalog.dictionaries(domain)? {
                 let chunk = (Object::Chunk, dictionary.id);
                 if !reached.contains(&chunk) && !touched.contains(&chunk) {

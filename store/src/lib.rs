@@ -23,6 +23,7 @@ pub mod pack;
 mod pressure;
 mod reach;
 mod recompact;
+mod relatives;
 mod repair;
 mod rescue;
 mod retention;

@@ -28,6 +28,7 @@ use crate::{
     migrate::Migrating,
     pack::{self, Class, FULL, Header, LONGEST, Object, RECORD, Record, Writer},
     pressure::Pressure,
+    relatives::Relatives,
     salvage,
     sign::Signer,
     spent::Meter,
@@ -67,6 +68,7 @@ pub struct Store {
     nodes: Cache<(u32, Id), Arc<Node>, Weight>,
     pub(crate) bases: Bases,
     pub(crate) dictionaries: Dictionaries,
+    pub(crate) relatives: Relatives,
     pub(crate) pressure: Pressure,
     /// Passed by whoever adds objects; gc has it alone for the moment in which it removes some.
     gate: Gate,
@@ -211,6 +213,7 @@ impl Store {
             nodes: Cache::with_weighter(2048, NODES, Weight),
             bases: base::bases(),
             dictionaries: Dictionaries::default(),
+            relatives: Relatives::default(),
             pressure: Pressure::default(),
             gate: Gate::default(),
             collecting: Mutex::default(),
@@ -578,6 +581,7 @@ impl Store {
             batch.store(&writing.row);
         }
         let learned = self.dictionaries.name(&mut batch);
+        self.relatives.name(&mut batch);
         self.catalog.write(batch)?;
         fault::point("batch-written");
         self.dictionaries.named(learned);
@@ -619,6 +623,7 @@ impl Store {
         let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
         pending.clear();
         self.dictionaries.abandon();
+        self.relatives.abandon();
     }
 
     /// Which store this is: its packs say the same.

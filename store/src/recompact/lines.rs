@@ -77,7 +77,10 @@ impl Lines {
                 continue;
             }
             let follows = match candidates.as_slice() {
-                [] => None,
+                // What has nothing at its place may have found a relative.
+                [] => store
+                    .place(domain, Object::Chunk, id)?
+                    .and_then(|place| place.base.map(|base| base.id)),
                 [one] => Some(*one),
                 several => most_like(store, domain, id, several)?,
             };
