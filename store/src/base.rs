@@ -123,9 +123,9 @@ impl Encoded {
     }
 
     /// Written by itself.
-    pub fn alone(object: Object, id: Id, bytes: &[u8]) -> Result<Encoded> {
-        let mut written = Vec::new();
-        let encoding = delta::encode(bytes, &mut written).map_err(unwritable)?;
+    pub fn alone(budget: Budget, object: Object, id: Id, bytes: &[u8]) -> Result<Encoded> {
+        let (mut written, none) = (Vec::new(), delta::Bases::default());
+        let encoding = delta::encode_shortest(budget, bytes, none, &mut written).map_err(unwritable)?;
         Encoded::new(object, id, bytes.len(), encoding, None, written)
     }
 
@@ -173,6 +173,20 @@ impl Encoded {
         let shorter = based.bytes.len() + based.bytes.len() / 3 < alone.bytes.len();
         Ok(if shorter { based } else { alone })
     }
+}
+
+/// How a chunk is written on this base, and at which level of zstd; none where the base has too little of it to be worth the
+/// time.
+fn worth(budget: Budget, bytes: &[u8], base: &[u8]) -> Option<(Encoding, i32)> {
+    if budget != Budget::Busy {
+        return Some((Encoding::Prefix, LEVEL));
+    }
+    let bases = delta::Bases {
+        like: Some(base),
+        dictionary: None,
+    };
+    let mut found = delta::candidates(bytes, bases, budget).into_iter();
+    found.next().filter(|(encoding, _)| encoding.needs_base())
 }
 
 fn unwritable(error: delta::Error) -> Error {
@@ -238,11 +252,14 @@ impl Session<'_> {
             }
             Err(error) => return Err(error),
         };
+        let Some((encoding, level)) = worth(self.store.budget(), bytes, &under) else {
+            return Ok(None);
+        };
         let mut written = base.id.0.to_vec();
-        delta::encode_as(Encoding::Prefix, LEVEL, bytes, Some(&under), &mut written).map_err(unwritable)?;
+        delta::encode_as(encoding, level, bytes, Some(&under), &mut written).map_err(unwritable)?;
         // Read back before anything relies on it: a tenth of what the writing costs.
         let encoded = written.get(base.id.0.len()..).unwrap_or_default();
-        let read = delta::decode(Encoding::Prefix, encoded, Some(&under), bytes.len());
+        let read = delta::decode(encoding, encoded, Some(&under), bytes.len());
         if !read.is_ok_and(|read| read == bytes) {
             tracing::error!(%id, base = %base.id, "what was written against a base is not read back: it is stored whole");
             return Ok(None);
@@ -250,7 +267,6 @@ impl Session<'_> {
         self.store
             .bases
             .insert((self.domain, object, id), Arc::new(bytes.to_vec()));
-        let encoding = Encoding::Prefix;
         Encoded::new(object, id, bytes.len(), encoding, Some(base), written).map(Some)
     }
 

@@ -266,7 +266,7 @@ impl Session<'_> {
             };
             let (with, length) = (encoded.bytes.len(), bytes.len());
             if id.0.first().is_some_and(|first| first.is_multiple_of(TRIED)) {
-                let alone = Encoded::alone(object, id, bytes)?;
+                let alone = Encoded::alone(self.store.budget(), object, id, bytes)?;
                 ready.note(with, alone.bytes.len());
                 return Ok(if with < alone.bytes.len() { encoded } else { alone });
             }
@@ -275,7 +275,7 @@ impl Session<'_> {
                 return Ok(encoded);
             }
         }
-        Encoded::alone(object, id, bytes)
+        Encoded::alone(self.store.budget(), object, id, bytes)
     }
 
     /// Learns dictionaries for those kinds of content that have none, or none that pays: from samples of what is about to

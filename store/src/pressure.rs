@@ -32,3 +32,72 @@ impl Store {
         self.pressure().map_or(Budget::Ordinary, Budget::of)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use crate::tests::{commit, known, noise, put, read, store, write};
+
+    const STATE: &str = "ctr/default/web";
+
+    #[test]
+    fn others_that_wait_make_chunks_longer_and_cheaper() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let busy = Arc::new(AtomicBool::new(true));
+        let told = Arc::clone(&busy);
+        store.follow(move || Some(if told.load(Ordering::Relaxed) { 60.0 } else { 1.0 }));
+        let text = |seed: u64| -> Vec<u8> {
+            let words = noise(2_000, seed);
+            let line = |(n, word): (usize, &u8)| format!("{n} of word {}\n", u32::from(*word) * 7_919);
+            words
+                .iter()
+                .enumerate()
+                .flat_map(|each| line(each).into_bytes())
+                .collect()
+        };
+        let mut files = Vec::new();
+        let mut encodings = Vec::new();
+        for (path, now) in [("busy", true), ("idle", false)] {
+            busy.store(now, Ordering::Relaxed);
+            // As alike as two can be that have nothing in common.
+            let mut bytes = text(now.into());
+            let first = commit(&store, STATE, |s| vec![put(write(s, path, &bytes, None))]);
+            let entry = |recorded: &crate::Recorded| {
+                let tree = recorded.commit.tree_id().unwrap();
+                let key = crate::format::key(b"rootfs", path.as_bytes());
+                let domain = known(&store, STATE).domain;
+                store.entry(domain, tree, &key).unwrap().unwrap()
+            };
+            let before = entry(&first);
+            bytes[1_000] ^= 1;
+            let second = commit(&store, STATE, |s| {
+                vec![put(write(s, path, &bytes, Some(&before)))]
+            });
+            let domain = known(&store, STATE).domain;
+            for recorded in [&first, &second] {
+                let chunk = entry(recorded).content_id().unwrap();
+                let place = store
+                    .place(domain, crate::pack::Object::Chunk, chunk)
+                    .unwrap()
+                    .unwrap();
+                encodings.push((place.encoding, place.stored));
+            }
+            files.push((entry(&second), bytes));
+        }
+        let [busy_first, busy_second, first, second] = encodings.as_slice() else {
+            panic!("{encodings:?}")
+        };
+        assert_eq!(busy_second.0, delta::Encoding::Xor);
+        assert_eq!(second.0, delta::Encoding::Prefix);
+        assert_eq!([busy_first.0, first.0], [delta::Encoding::Zstd; 2]);
+        assert!(busy_first.1 > first.1 + first.1 / 10, "{encodings:?}");
+        for (entry, bytes) in files {
+            assert!(read(&store, known(&store, STATE).domain, &entry).unwrap() == bytes);
+        }
+    }
+}

@@ -743,7 +743,7 @@ impl Session<'_> {
 
     /// As [`Session::put`] without what it follows, also where the catalog says that it is there: that may be damaged.
     pub(crate) fn put_again(&self, object: Object, id: Id, bytes: &[u8]) -> Result<()> {
-        self.add(&Encoded::alone(object, id, bytes)?, true)
+        self.add(&Encoded::alone(self.store.budget(), object, id, bytes)?, true)
     }
 
     /// Adds an object as it is written; `again` also where the catalog says that it is there.

@@ -417,6 +417,8 @@ enum Event {
     Expire,
     Collect(bool),
     Recompact,
+    /// From now on others wait for the processors.
+    Busy,
     Reopen,
 }
 
@@ -428,6 +430,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Expire),
         1 => any::<bool>().prop_map(Event::Collect),
         1 => Just(Event::Recompact),
+        1 => Just(Event::Busy),
         1 => Just(Event::Reopen),
     ]
 }
@@ -470,6 +473,10 @@ proptest! {
                     if let Some(state) = store.state(STATE).unwrap() {
                         store.recompact(&state, |_| {}).unwrap();
                     }
+                    None
+                }
+                Event::Busy => {
+                    store.follow(|| Some(60.0));
                     None
                 }
                 Event::Reopen => {
