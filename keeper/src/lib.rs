@@ -24,11 +24,13 @@ mod samples;
 pub mod serve;
 pub mod service;
 mod sound;
+mod stats;
 mod still;
 #[cfg(test)]
 mod tests;
 mod totals;
 mod tree;
+mod tune;
 pub mod watch;
 pub mod watcher;
 pub mod watching;

@@ -855,41 +855,18 @@ impl Api for Service {
         .await
     }
 
-    async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
-        self.run(move |keeper| {
-            let usage = keeper.store().usage()?;
-            let forms = match request.state.as_str() {
-                "" => usage.forms,
-                state => keeper.store().forms(&keeper.known(state)?)?,
-            };
-            let states = keeper.store().states()?;
-            Ok(api::StatsResponse {
-                packs: usage.packs,
-                pack_bytes: usage.bytes,
-                objects: usage.objects,
-                chunks: usage.chunks,
-                content_bytes: usage.content,
-                stored_bytes: usage.stored,
-                states: states.len() as u64,
-                commits: states.iter().filter_map(|state| state.head).map(|(_, n)| n).sum(),
-                free_bytes: keeper.free()?,
-                metrics: keeper.metrics()?,
-                forms: forms.into_iter().map(form).collect(),
-                ..api::StatsResponse::default()
-            })
+    async fn tune(
+        &self,
+        context: &TtrpcContext,
+        request: api::TuneRequest,
+    ) -> ttrpc::Result<api::TuneResponse> {
+        self.run_long(context, move |keeper, progress| {
+            keeper.tune(&request.state, progress)
         })
         .await
     }
-}
 
-fn form(form: store::Form) -> api::Form {
-    api::Form {
-        encoding: form.encoding,
-        chunks: form.chunks,
-        content_bytes: form.content,
-        stored_bytes: form.stored,
-        steps: form.steps,
-        spent_ns: u64::try_from(form.spent.as_nanos()).unwrap_or(u64::MAX),
-        ..api::Form::default()
+    async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+        self.run(move |keeper| keeper.stats(&request.state)).await
     }
 }

@@ -12,7 +12,7 @@ use delta::{Budget, Encoding, LEVEL};
 use quick_cache::{Weighter, sync::Cache};
 
 use crate::{
-    catalog::Base,
+    catalog::{Base, Place},
     error::{Error, Result, damaged},
     id::Id,
     pack::{LONGEST, Object, Record},
@@ -169,15 +169,13 @@ impl Encoded {
             return Ok(based);
         }
         let alone = on(None)?;
-        // As when it is written first.
-        let shorter = based.bytes.len() + based.bytes.len() / 3 < alone.bytes.len();
-        Ok(if shorter { based } else { alone })
+        Ok(if pays(&based, &alone) { based } else { alone })
     }
 }
 
 /// How a chunk is written on this base, and at which level of zstd; none where the base has too little of it to be worth the
 /// time.
-fn worth(budget: Budget, bytes: &[u8], base: &[u8]) -> Option<(Encoding, i32)> {
+pub(crate) fn worth(budget: Budget, bytes: &[u8], base: &[u8]) -> Option<(Encoding, i32)> {
     if budget != Budget::Busy {
         return Some((Encoding::Prefix, LEVEL));
     }
@@ -189,7 +187,7 @@ fn worth(budget: Budget, bytes: &[u8], base: &[u8]) -> Option<(Encoding, i32)> {
     found.next().filter(|(encoding, _)| encoding.needs_base())
 }
 
-fn unwritable(error: delta::Error) -> Error {
+pub(crate) fn unwritable(error: delta::Error) -> Error {
     damaged("an object to be stored", error)
 }
 
@@ -214,8 +212,7 @@ impl Session<'_> {
             following => following,
         };
         let alone = self.by_itself(object, id, bytes, name)?;
-        // A quarter less, for what reading it costs.
-        let pays = |based: &Encoded| based.bytes.len() + based.bytes.len() / 3 < alone.bytes.len();
+        let pays = |based: &Encoded| pays(based, &alone);
         if let Some(following) = following.filter(pays) {
             return Ok(following);
         }
@@ -240,7 +237,8 @@ impl Session<'_> {
         if bytes.len() < SHORTEST || old == id {
             return Ok(None);
         }
-        let Some(base) = self.above(object, old)? else {
+        let place_of = |id| self.store.place(self.domain, object, id);
+        let Some(base) = above(old, place_of)? else {
             return Ok(None);
         };
         let under = match self.store.base(self.domain, object, base) {
@@ -269,35 +267,40 @@ impl Session<'_> {
             .insert((self.domain, object, id), Arc::new(bytes.to_vec()));
         Encoded::new(object, id, bytes.len(), encoding, Some(base), written).map(Some)
     }
+}
 
-    /// What an object stands on that follows `old`, and how deep it stands then; none where it is to be written whole.
-    fn above(&self, object: Object, old: Id) -> Result<Option<Base>> {
-        let Some(mut place) = self.store.place(self.domain, object, old)? else {
-            return Ok(None);
-        };
-        let (far, near) = (place.depth() / STEP, place.depth() % STEP);
-        if near < NEAR {
-            let depth = place.depth() + 1;
-            return Ok(Some(Base { id: old, depth }));
-        }
-        if far >= FAR {
-            return Ok(None);
-        }
-        // Down to where the near steps began.
-        let mut id = old;
-        while !place.depth().is_multiple_of(STEP)
-            && place.encoding != Encoding::Dictionary
-            && let Some(base) = place.base
-        {
-            id = base.id;
-            place = match self.store.place(self.domain, object, id)? {
-                Some(place) => place,
-                None => return Ok(None),
-            };
-        }
-        let depth = (place.depth() / STEP + 1) * STEP;
-        Ok(Some(Base { id, depth }))
+/// What an object stands on that follows `old`, and how deep it stands then; none where it is to be written whole.
+pub(crate) fn above(old: Id, place_of: impl Fn(Id) -> Result<Option<Place>>) -> Result<Option<Base>> {
+    let Some(mut place) = place_of(old)? else {
+        return Ok(None);
+    };
+    let (far, near) = (place.depth() / STEP, place.depth() % STEP);
+    if near < NEAR {
+        let depth = place.depth() + 1;
+        return Ok(Some(Base { id: old, depth }));
     }
+    if far >= FAR {
+        return Ok(None);
+    }
+    // Down to where the near steps began.
+    let mut id = old;
+    while !place.depth().is_multiple_of(STEP)
+        && place.encoding != Encoding::Dictionary
+        && let Some(base) = place.base
+    {
+        id = base.id;
+        place = match place_of(id)? {
+            Some(place) => place,
+            None => return Ok(None),
+        };
+    }
+    let depth = (place.depth() / STEP + 1) * STEP;
+    Ok(Some(Base { id, depth }))
+}
+
+/// Whether a form on a base is worth what reading the base costs: a quarter less.
+pub(crate) fn pays(based: &Encoded, alone: &Encoded) -> bool {
+    based.bytes.len() + based.bytes.len() / 3 < alone.bytes.len()
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use crate::{
     told::{Answer, heed},
 };
 use delta::Budget;
-use lines::Lines;
+pub(crate) use lines::Lines;
 use plan::{MOST, STEPS};
 use rayon::prelude::*;
 
@@ -426,6 +426,16 @@ fn group(versions: &[Id], lines: &Lines) -> Vec<Planned> {
         lines.beside(*id).for_each(|next| add(next, Some(*id)));
     }
     planned
+}
+
+/// What every chunk is to stand on, bases first.
+pub(crate) fn planned(lines: &Lines) -> Vec<(Id, Option<Base>)> {
+    let all = lines.all();
+    let groups = all
+        .iter()
+        .flat_map(|line| line.chunks(MOST))
+        .map(|versions| group(versions, lines));
+    groups.flatten().map(|one| (one.id, one.base)).collect()
 }
 
 /// The shortest form of a chunk, on its base or alone; none where it cannot become shorter.

@@ -1,5 +1,5 @@
 //! What was, and going back to it: `log`, `show`, `diff`, `ls`, `cat`, `timeline`, `commit`, `tag`, `restore`, `undo`,
-//! `fork`, `export`, `verify`, `repair`, `gc`, `audit`, `keygen`, `prove`, `stats`.
+//! `fork`, `export`, `verify`, `repair`, `gc`, `audit`, `keygen`, `prove`, `stats`, `tune`.
 
 mod change;
 mod chunks;
@@ -13,6 +13,7 @@ mod progress;
 mod record;
 mod repair;
 mod store;
+mod tune;
 
 use std::path::PathBuf;
 
@@ -230,6 +231,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure what a state's history would take by each way to store it; changes nothing
+    Tune {
+        /// The state
+        state: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 impl Command {
@@ -315,6 +324,11 @@ impl Command {
             | Command::Commit { state, .. }
             | Command::Undo { state, .. }
             | Command::Audit { state, .. }
+            | Command::Tune { state, .. }
+            | Command::Gc {
+                recompact: Some(Some(state)),
+                ..
+            }
             | Command::Stats {
                 state: Some(state), ..
             } => vec![state],
@@ -427,6 +441,7 @@ pub fn run(
         Command::Prove { version, path } => store::prove(config, version, path),
         Command::CheckProof { proof, commit } => store::check_proof(proof, commit.as_deref()),
         Command::Record(how) => record::run(how),
+        Command::Tune { state, json } => tune::tune(config, state, *json),
         Command::Stats { state, json } => store::stats(config, state.as_deref(), *json),
     }
 }

@@ -249,6 +249,9 @@ fn json_is_what_the_schema_says(d: &Daemon) -> Result<()> {
     schemas.check(d, &["stats"])?;
     let forms = schemas.check(d, &["stats", "told"])?;
     ensure!(forms["forms"].as_array().is_some(), "{forms}");
+    let tuned = schemas.check(d, &["tune", "told"])?;
+    let used = tuned["strategies"].as_array().context("strategies")?.iter();
+    ensure!(used.filter(|way| way["used"] == true).count() == 1, "{tuned}");
     schemas.check(d, &["prune", "--dry-run"])?;
     let socket = d.socket();
     let doctor = ["doctor", "--address", &socket.to_string_lossy()];

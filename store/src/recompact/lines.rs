@@ -1,6 +1,9 @@
 //! Which chunk follows which: what stood at its place in the file's last version.
 
-use std::{collections::HashMap, ops::ControlFlow};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::ControlFlow,
+};
 
 use crate::{
     content::Pieces,
@@ -14,7 +17,7 @@ use crate::{
 
 /// The chunks of a state, and what each follows.
 #[derive(Default)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     /// In the order in which they came.
     order: Vec<Id>,
     known: HashMap<Id, Chunk>,
@@ -110,6 +113,25 @@ impl Lines {
                 before.long = before.long.max(long + 1);
             }
         }
+    }
+
+    /// Every chunk in the order in which they came, and what it follows.
+    pub fn in_order(&self) -> impl Iterator<Item = (Id, Option<Id>)> {
+        let follows = |id: &Id| self.known.get(id).and_then(|chunk| chunk.follows);
+        self.order.iter().map(move |id| (*id, follows(id)))
+    }
+
+    /// Those of these chunks.
+    pub fn only(mut self, wanted: &HashSet<Id>) -> Lines {
+        self.order.retain(|id| wanted.contains(id));
+        self.known.retain(|id, _| wanted.contains(id));
+        for chunk in self.known.values_mut() {
+            chunk.follows = chunk.follows.filter(|old| wanted.contains(old));
+            chunk.followed_by.retain(|next| wanted.contains(next));
+            chunk.long = 1;
+        }
+        self.measure();
+        self
     }
 
     /// How many chunks there are.
