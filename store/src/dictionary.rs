@@ -262,7 +262,7 @@ impl Session<'_> {
             && !delta::incompressible(bytes)
         {
             let Some(encoded) = by_dictionary(&ready, id, bytes)? else {
-                return Encoded::alone(object, id, bytes);
+                return Encoded::alone(self.store.budget(), object, id, bytes);
             };
             let (with, length) = (encoded.bytes.len(), bytes.len());
             if id.0.first().is_some_and(|first| first.is_multiple_of(TRIED)) {
