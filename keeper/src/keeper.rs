@@ -542,7 +542,10 @@ impl Keeper {
         }
         self.store.forget_state(&known.name)?;
         match erase {
-            true => self.erase(progress),
+            true => self.erase(progress).map_err(|error| match error {
+                Error::Refused(why) => Error::Refused(format!("{} is forgotten, but {why}", known.name)),
+                other => other,
+            }),
             false => Ok(store::Collected::default()),
         }
     }
@@ -558,8 +561,8 @@ impl Keeper {
         match self.store.erase(told) {
             Err(error @ (store::Error::Damaged { .. } | store::Error::Missing(_))) => {
                 Err(Error::Refused(format!(
-                    "it is forgotten, but not all of its content is erased: {error}. After a repair `diffkeeper gc --erase` \
-                     goes on with it"
+                    "not all that no commit needs is erased, only what is not damaged: {error}. After a repair `diffkeeper gc \
+                     --erase` goes on with it"
                 )))
             }
             done => Ok(done?),

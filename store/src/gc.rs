@@ -48,8 +48,8 @@ pub struct Collected {
     pub copied: u64,
     /// Packs that were replaced or removed.
     pub packs: u64,
-    /// Objects that nobody had needed when it began, and that stay: somebody came to need them meanwhile, or what stands on
-    /// them.
+    /// Where all was to go: objects that nobody had needed when it began, and that stay, because somebody came to need them
+    /// meanwhile, or what stands on them.
     pub left: u64,
     /// Packs that were looked at.
     pub looked_at: u64,
@@ -58,10 +58,10 @@ pub struct Collected {
 }
 
 impl AddAssign for Collected {
-    /// What the later one says of where it came to, and has left, is what counts.
+    /// What the later one says of where it came to, and has left, is what counts; it counts again what the earlier one left.
     fn add_assign(&mut self, later: Collected) {
         *self = Collected {
-            objects: self.objects + later.objects,
+            objects: self.objects.max(later.objects),
             freed: self.freed + later.freed,
             copied: self.copied + later.copied,
             packs: self.packs + later.packs,
@@ -70,30 +70,53 @@ impl AddAssign for Collected {
     }
 }
 
+/// The damage that something met; what else kept it from its end is an error.
+fn of_damage(done: Result<()>) -> Result<Option<Error>> {
+    match done {
+        Ok(()) => Ok(None),
+        Err(error @ (Error::Damaged { .. } | Error::Missing(_))) => Ok(Some(error)),
+        Err(error) => Err(error),
+    }
+}
+
 impl Store {
     /// Collects the garbage of every domain; with `dry` only says what it would do. `told` gets what was done so far, and
     /// may end it after any pack.
     ///
     /// # Errors
-    /// A damaged tree (then nothing can be said to be garbage), a full or failing disk.
+    /// A damaged tree (then nothing of its domain can be said to be garbage), damage in a pack (which stays as it is): what
+    /// is not damaged is collected before. A full or failing disk.
     pub fn gc<A: Answer>(
         &self,
         thorough: Thorough,
         dry: bool,
-        mut told: impl FnMut(&Collected) -> A,
+        told: impl FnMut(&Collected) -> A,
     ) -> Result<Collected> {
+        let (done, damage) = self.collect(thorough, dry, told)?;
+        damage.map_or(Ok(done), Err)
+    }
+
+    /// As [`Store::gc`]; the first damage that it met is beside what it has done.
+    fn collect<A: Answer>(
+        &self,
+        thorough: Thorough,
+        dry: bool,
+        mut told: impl FnMut(&Collected) -> A,
+    ) -> Result<(Collected, Option<Error>)> {
         // What is touched while one looks is noted once.
         self.awaited.fetch_add(1, Ordering::Relaxed);
         let _alone = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         self.awaited.fetch_sub(1, Ordering::Relaxed);
         let mut sum = Collected::default();
+        let mut damage = None;
         for (_, domain) in self.catalog.domains()? {
             let done = self.gc_domain(domain, thorough, dry, &mut sum, &mut told);
             *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.dictionaries.erasing(false);
-            done?;
+            // What is damaged of one is no reason to keep what the others hold.
+            damage = damage.or(of_damage(done)?);
         }
-        Ok(sum)
+        Ok((sum, damage))
     }
 
     /// Takes what no commit needs out of the store's bytes. While a gc looks, commits go on, and one may come to need what
@@ -101,17 +124,19 @@ impl Store {
     /// done so far. Where others are always quicker, some is [left](Collected::left).
     ///
     /// # Errors
-    /// As [`Store::gc`]; what is damaged is left, and named.
+    /// As [`Store::gc`]: all else is erased.
     pub fn erase<A: Answer>(&self, mut told: impl FnMut(&Collected) -> A) -> Result<Collected> {
         let mut sum = Collected::default();
+        let mut damage = None;
         for _ in 0..ERASINGS {
-            let done = self.gc(Thorough::Erase, false, &mut told)?;
+            let (done, damaged) = self.collect(Thorough::Erase, false, &mut told)?;
             sum += done;
+            damage = damaged;
             if done.left == 0 {
                 break;
             }
         }
-        Ok(sum)
+        damage.map_or(Ok(sum), Err)
     }
 
     fn gc_domain<A: Answer>(
@@ -143,21 +168,20 @@ impl Store {
                 Ok(ControlFlow::Continue(()))
             })?;
         }
+        let mut failed = None;
         match thorough {
             Thorough::Worthwhile => self.hold(domain, &mut reached)?,
             Thorough::Erase if dry => {}
             Thorough::Erase => {
                 self.give_dictionaries_up(domain, &mut reached)?;
-                sum.copied += self.lift(domain, &reached)?;
+                let (written, damage) = self.lift(domain, &mut reached)?;
+                sum.copied += written;
+                failed = damage;
             }
         }
         if !dry {
-            // What is nowhere, and nobody asks for any more.
+            self.forget_lost(domain, &reached)?;
             let mut batch = self.catalog.batch();
-            let lost = self.catalog.lost(domain)?;
-            for (object, id) in lost.into_iter().filter(|lost| !reached.contains(lost)) {
-                batch.forget_object(domain, object, id);
-            }
             let touched = self.touched(domain)?;
             self.forget_relatives(domain, [&reached, &touched], &mut batch)?;
             for dictionary in self.catalog.dictionaries(domain)? {
@@ -197,7 +221,6 @@ impl Store {
         }
         let open = self.open_packs();
         sum.of_packs += waste.len() as u64;
-        let mut failed = None;
         for (number, (dead, all)) in waste {
             sum.looked_at += 1;
             let worth = match thorough {
@@ -212,19 +235,35 @@ impl Store {
                 sum.copied += all - dead.min(all);
                 sum.packs += 1;
             } else {
-                match self.replace(domain, number, &reached, sum) {
-                    // What newer ones hold was added since it began.
-                    Ok(left) => sum.left += if number < newer { left } else { 0 },
-                    // A pack with damage stays as it is; it is no reason to keep what the others hold.
-                    Err(error @ (Error::Damaged { .. } | Error::Missing(_))) => {
-                        failed.get_or_insert(error);
-                    }
-                    Err(error) => return Err(error),
+                let mut left = 0;
+                // A pack with damage stays as it is; it is no reason to keep what the others hold.
+                let damage = of_damage(self.replace(domain, number, &reached, sum).map(|n| left = n))?;
+                failed = failed.or(damage);
+                // What newer ones hold was added since it began.
+                if thorough == Thorough::Erase && number < newer {
+                    sum.left += left;
                 }
             }
             heed(told(sum))?;
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Forgets what is nowhere, and nobody asks for any more.
+    fn forget_lost(&self, domain: u32, reached: &Reached) -> Result<()> {
+        if self.catalog.lost(domain)?.is_empty() {
+            return Ok(());
+        }
+        // Whoever adds one of them again gives it the row that it has then.
+        let _nobody = self.alone();
+        let touched = self.touched(domain)?;
+        let mut batch = self.catalog.batch();
+        for (object, id) in self.catalog.lost(domain)? {
+            if !reached.contains(&(object, id)) && !touched.contains(&(object, id)) {
+                batch.forget_object(domain, object, id);
+            }
+        }
+        self.catalog.write(batch)
     }
 
     /// What stands on what.
@@ -254,11 +293,13 @@ impl Store {
         Ok(())
     }
 
-    /// Writes anew what is needed and stands on what is not, so that this can go; answers with how many bytes that took.
-    fn lift(&self, domain: u32, reached: &Reached) -> Result<u64> {
+    /// Writes anew what is needed and stands on what is not, so that this can go; answers with how many bytes that took. What
+    /// is damaged cannot be: what it stands on is reached with it, and the first damage is told.
+    fn lift(&self, domain: u32, reached: &mut Reached) -> Result<(u64, Option<Error>)> {
         let standing = self.standing(domain)?;
         let session = self.session(domain);
         let (mut written, mut flushed) = (0, 0);
+        let mut damage = None;
         for ((object, id), base) in &standing {
             if !reached.contains(&(*object, *id)) || reached.contains(&(*object, *base)) {
                 continue;
@@ -266,7 +307,19 @@ impl Store {
             let Some(place) = self.place(domain, *object, *id)? else {
                 continue;
             };
-            let bytes = self.object(domain, *object, *id)?;
+            let bytes = match self.object(domain, *object, *id) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    damage = damage.or(of_damage(Err(error))?);
+                    let mut below = Some(base);
+                    while let Some(base) = below
+                        && reached.insert((*object, *base))
+                    {
+                        below = standing.get(&(*object, *base));
+                    }
+                    continue;
+                }
+            };
             let mut below = Some(base);
             while let Some(base) = below
                 && !reached.contains(&(*object, *base))
@@ -287,7 +340,7 @@ impl Store {
             }
         }
         session.flush()?;
-        Ok(written)
+        Ok((written, damage))
     }
 
     /// What was touched since gc began, and all that it stands on now.

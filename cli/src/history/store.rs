@@ -302,7 +302,8 @@ pub fn gc(
         let value = json!({
             "recompacted": done.recompacted, "recompacted_before": done.bytes_before,
             "recompacted_after": done.bytes_after, "commits_given_up": done.expired, "objects": done.objects, "bytes_freed": done.freed,
-            "bytes_copied": done.copied, "packs": done.packs, "dry_run": dry_run,
+            "bytes_copied": done.copied, "packs": done.packs, "left": done.left,
+            "dry_run": dry_run,
         });
         println!("{}", serde_json::to_string_pretty(&value)?);
     } else {

@@ -379,6 +379,39 @@ fn what_is_damaged_keeps_no_other_pack_from_being_erased() {
     assert!(!on_disk(dir.path(), &secret[4_000..4_064]));
 }
 
+#[test]
+fn what_is_damaged_and_stands_on_what_goes_keeps_no_more_than_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let mut bytes = noise(15_000, 1);
+    version(&store, "file", &bytes);
+    bytes[7_000..7_100].fill(1);
+    let second = version(&store, "file", &bytes);
+    expire(&store);
+    // What comes after is in another pack.
+    store.gc(Thorough::Worthwhile, false, |_| {}).unwrap();
+    let (_, place) = chunk(&store, &second, "file");
+    assert_eq!(place.depth(), 1);
+    let path = dir.path().join(format!("store/packs/{:08x}.pack", place.pack));
+    let mut pack = fs::read(&path).unwrap();
+    pack[place.at as usize + 80] ^= 1;
+    fs::write(&path, pack).unwrap();
+    // One of the same domain, and one of another, that comes later.
+    let secrets = [noise(9_000, 3), noise(9_000, 4)];
+    commit(&store, "b", |s| vec![put(write(s, "b", &secrets[0], None))]);
+    let other = store.make_state("c", "ctr/other").unwrap();
+    let session = store.session(other.domain);
+    session.chunk(&secrets[1], None).unwrap();
+    session.flush().unwrap();
+    drop(session);
+    store.forget_state("b").unwrap();
+    let told = store.erase(|_| {}).unwrap_err().to_string();
+    assert!(told.contains("is damaged"), "{told}");
+    for secret in secrets {
+        assert!(!on_disk(dir.path(), &secret[4_000..4_064]));
+    }
+}
+
 /// What nobody needs and stands on what goes is not found to be there when the same content comes again.
 #[test]
 fn what_lost_its_base_is_not_there() {
