@@ -25,11 +25,11 @@ use crate::{
     pack::Object,
     retention::Tombstone,
     salvage,
-    store::{FORMAT, format_of, lock},
+    store::{FORMAT, Key, format_of, lock},
     sys,
     watermark::{self, Watermark},
 };
-use scan::Scan;
+use scan::{Places, Scan};
 
 /// How a catalog is made whole, before it is done.
 pub struct Rescue {
@@ -59,6 +59,8 @@ struct Rows {
     domains: BTreeMap<String, u32>,
     places: Vec<(u32, Object, Id, Place)>,
     packs: Vec<(u32, PackRow)>,
+    /// Packs that are not to be known any more.
+    gone: Vec<u32>,
     states: BTreeMap<String, StateRow>,
     commits: Vec<(u64, u64, Id, Vec<u8>)>,
     tombstones: Vec<(u64, Tombstone)>,
@@ -171,17 +173,18 @@ impl Rescue {
     fn objects(&mut self, scan: Scan) -> Result<()> {
         let dir = self.dir.join("packs");
         let there: HashSet<u32> = salvage::packs(&dir)?.map(|(number, _)| number).collect();
-        for ((domain, object, id), place) in scan.places {
-            let known = match &self.behind {
-                Some(catalog) => catalog.place(domain, object, id)?,
-                None => None,
-            };
-            // gc may have moved it since.
-            if known.is_none_or(|known| !there.contains(&known.pack)) {
-                self.rows.places.push((domain, object, id, place));
-                self.objects += 1;
-            }
+        let places = match &self.behind {
+            Some(catalog) => together(catalog, &scan.places, &there)?,
+            None => scan.places,
+        };
+        if let Some(catalog) = &self.behind {
+            self.rows.gone = unused(catalog, &places, &there)?;
         }
+        self.objects = places.len() as u64;
+        let rows = places.into_iter();
+        self.rows.places = rows
+            .map(|((domain, object, id), place)| (domain, object, id, place))
+            .collect();
         self.rows.packs = scan.packs;
         Ok(())
     }
@@ -244,6 +247,67 @@ impl Rescue {
     }
 }
 
+/// Which of the places that were found the catalog is to have: those of what it does not know, or knows in a pack that is
+/// gone, for gc may have moved it since; and of what could else not be read together with those. A recompaction puts what
+/// bore something on that.
+fn together(catalog: &Catalog, found: &Places, there: &HashSet<u32>) -> Result<Places> {
+    let mut taken = Places::new();
+    let mut both = Vec::new();
+    for ((domain, object, id), place) in found {
+        match catalog.place(*domain, *object, *id)? {
+            Some(known) if there.contains(&known.pack) => both.push(((*domain, *object, *id), known)),
+            _ => {
+                taken.insert((*domain, *object, *id), *place);
+            }
+        }
+    }
+    let lies_at = |taken: &Places, key: &Key| match taken.get(key) {
+        Some(place) => Ok(Some(*place)),
+        None => catalog.place(key.0, key.1, key.2),
+    };
+    // What is known of an object is right as long as what it stands on stands lower; that is looked at first.
+    both.sort_by_key(|(_, known)| known.depth());
+    for (key, known) in both {
+        let Some(base) = known.base else { continue };
+        let below = lies_at(&taken, &(key.0, key.1, base.id))?;
+        if below.is_none_or(|below| below.depth() >= base.depth)
+            && let Some(place) = found.get(&key)
+        {
+            taken.insert(key, *place);
+        }
+    }
+    // And what was found is right where that is so, too; what serves it then stands lower than before, which harms nobody.
+    let mut next: Vec<Key> = taken.keys().copied().collect();
+    while let Some(key) = next.pop() {
+        let Some(base) = taken.get(&key).and_then(|place| place.base) else {
+            continue;
+        };
+        let below = (key.0, key.1, base.id);
+        if lies_at(&taken, &below)?.is_none_or(|now| now.depth() >= base.depth)
+            && let Some(place) = found.get(&below)
+            && taken.insert(below, *place).is_none()
+        {
+            next.push(below);
+        }
+    }
+    Ok(taken)
+}
+
+/// Packs that are gone, and that nobody misses: all that the catalog had in them was found elsewhere.
+fn unused(catalog: &Catalog, taken: &Places, there: &HashSet<u32>) -> Result<Vec<u32>> {
+    let mut gone: HashSet<u32> = catalog.packs()?.into_iter().map(|(number, _)| number).collect();
+    gone.retain(|number| !there.contains(number));
+    for (_, domain) in catalog.domains()? {
+        catalog.objects(domain, |object, id, place| {
+            if !taken.contains_key(&(domain, object, id)) {
+                gone.remove(&place.pack);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(gone.into_iter().collect())
+}
+
 fn remove_all(dir: &Path) -> Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).on("remove", dir),
@@ -263,6 +327,9 @@ impl Rows {
         }
         for (number, row) in &self.packs {
             batch.pack(*number, row);
+        }
+        for number in &self.gone {
+            batch.forget_pack(*number);
         }
         for (name, row) in &self.states {
             batch.state(name, row);

@@ -1,11 +1,11 @@
 //! What is written again, while all else goes on.
 
-use std::cell::Cell;
+use std::{cell::Cell, fs, process::Command};
 
 use super::plan::STEPS;
 use crate::base::steps;
 use crate::{
-    Id, Recorded, Result, Store, Thorough,
+    Id, Recorded, Rescue, Result, Store, Thorough,
     format::{Entry, key},
     pack::Object,
     tests::{commit, known, noise, put, read, store, write},
@@ -262,4 +262,46 @@ fn what_a_session_left_stands_on() {
     for (id, bytes) in left {
         assert!(store.chunk(domain, id).unwrap() == bytes);
     }
+}
+
+/// The catalog falls back to before a recompaction and a gc that took some of the old records: what stood on those is read
+/// by the new ones, too.
+#[test]
+fn a_catalog_behind_it_gets_what_can_be_read_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let (late, early) = (dir.path().join("store"), dir.path().join("early"));
+    let mut made = Vec::new();
+    {
+        let store = store(dir.path());
+        for n in 0..20 {
+            if n == 2 {
+                // A pack of their own for the first two; the others' is mostly needed.
+                store.gc(Thorough::Erase, false, |_| {}).unwrap();
+                version(&store, "ctr/default/other", "large", &noise(400_000, 1));
+            }
+            let bytes = numbers(800, n);
+            made.push((version(&store, STATE, "file", &bytes), bytes));
+        }
+    }
+    let done = Command::new("cp")
+        .arg("-a")
+        .args([&late.join("catalog"), &early])
+        .status();
+    assert!(done.unwrap().success());
+    {
+        let store = store(dir.path());
+        store.recompact(&known(&store, STATE), |_| {}).unwrap();
+        let done = store.gc(Thorough::Worthwhile, false, |_| {}).unwrap();
+        assert!(done.packs > 0 && done.copied < 100_000, "{done:?}");
+    }
+    fs::remove_dir_all(late.join("catalog")).unwrap();
+    fs::rename(&early, late.join("catalog")).unwrap();
+    let rescue = Rescue::plan(&late, |_| "ctr/default".into()).unwrap();
+    rescue.unwrap().run().unwrap();
+    let store = store(dir.path());
+    assert!(
+        depth(&store, &made[1].0, "file") > 1,
+        "it stands where it came to"
+    );
+    whole(&store, &made);
 }

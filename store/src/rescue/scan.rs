@@ -13,6 +13,7 @@ use crate::{
     pack::{self, HEADER, Header, Object, RECORD},
     rescue::hash_of,
     salvage::{self, Holds},
+    store::Key,
     watermark::Watermark,
 };
 
@@ -25,6 +26,9 @@ pub(super) struct Candidate {
     pub trusted: bool,
 }
 
+/// Where objects are.
+pub(super) type Places = HashMap<Key, Place>;
+
 /// A record that stands on another: its domain, object and place.
 type Standing = (u32, Object, Id, Place);
 
@@ -32,7 +36,7 @@ type Standing = (u32, Object, Id, Place);
 pub(super) struct Scan {
     pub store: [u8; 16],
     pub hash: Hash,
-    pub places: HashMap<(u32, Object, Id), Place>,
+    pub places: Places,
     pub packs: Vec<(u32, PackRow)>,
     pub commits: HashMap<Id, Candidate>,
     /// Packs that no domain can be told of.
@@ -73,7 +77,7 @@ impl Scan {
         let mut scan = Scan {
             store,
             hash,
-            places: HashMap::new(),
+            places: Places::new(),
             packs: Vec::new(),
             commits: HashMap::new(),
             aside: Vec::new(),
