@@ -189,7 +189,8 @@ impl Session<'_> {
                     break;
                 }
                 let known = match &mut old {
-                    Some(old) => old.within(at, end, source.changed_until(at))?,
+                    // What stands where a change begins may begin before it.
+                    Some(old) => old.within(at, end, source.changed_until(source.same_until(at)))?,
                     None => Vec::new(),
                 };
                 let standing = self.standing(source, &known, what)?;
@@ -226,7 +227,7 @@ impl Session<'_> {
 
     /// The chunks that stand now where these pieces were, if the pieces' boundaries still hold: of a piece that has not
     /// changed, and of one that has between two that have not, for then nothing has moved. The latter are added, several
-    /// at a time.
+    /// at a time. Where it is known what has changed, nothing has before the first, and perhaps behind the last.
     fn standing(
         &self,
         source: &(impl Source + ?Sized),
@@ -250,7 +251,11 @@ impl Session<'_> {
             .collect();
         let same = same?;
         let mut between = vec![false; known.len()];
-        let (mut unchanged, mut changed) = (None, 0);
+        let after = |(begins, piece): &(u64, Piece)| begins.saturating_add(piece.length);
+        let told = known
+            .first()
+            .is_some_and(|(begins, _)| source.changed_until(source.same_until(*begins)) < u64::MAX);
+        let (mut unchanged, mut changed) = (told.then_some(0), 0);
         for (n, ((_, piece), same)) in known.iter().zip(&same).enumerate() {
             if !same {
                 changed += piece.length;
@@ -262,6 +267,15 @@ impl Session<'_> {
                 between.fill(true);
             }
             (unchanged, changed) = (Some(n), 0);
+        }
+        if let Some(between) = unchanged.and_then(|unchanged| between.get_mut(unchanged..))
+            && changed <= BETWEEN
+            && known
+                .last()
+                .map(after)
+                .is_some_and(|end| source.same_until(end) > end)
+        {
+            between.fill(true);
         }
         let pieces = known.par_iter().zip(same).zip(between);
         let standing = pieces.map_init(Vec::new, |buffer, ((known, same), between)| {
