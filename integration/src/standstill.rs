@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use keeper_api::shim::{
-    shim::{FreezeRequest, ThawRequest},
+    shim::{FreezeRequest, HookRequest, ThawRequest},
     shim_ttrpc::FreezerClient,
 };
 use ttrpc::{asynchronous::Client, context};
@@ -69,5 +69,19 @@ impl Standstill {
         };
         let asked = self.call(async |client| client.thaw(context::with_timeout(0), &request).await);
         asked.map(|response| response.stood_still)
+    }
+
+    /// Has it run what the annotations want to be run before or after a commit.
+    ///
+    /// # Errors
+    /// The shim's, and the command's.
+    pub fn hook(&self, after: bool) -> Result<bool> {
+        let request = HookRequest {
+            container_id: self.container.clone(),
+            after,
+            ..HookRequest::default()
+        };
+        let asked = self.call(async |client| client.hook(context::with_timeout(0), &request).await);
+        asked.map(|response| response.ran)
     }
 }

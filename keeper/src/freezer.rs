@@ -14,30 +14,33 @@ use keeper_api::shim::{
 use live::Holder;
 use ttrpc::{asynchronous::Client, context};
 
-use crate::blueshift::Freezer;
+use crate::{blueshift::Freezer, place::Place};
 
 /// How long a shim may take to answer: a freeze takes at most 20 ms, an exec that must end first longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a hook may take, and the shim a little longer to say so.
 const HOOK: Duration = Duration::from_secs(15);
+/// Most have none, and their shims say so at once.
+const MOMENT: Duration = Duration::from_millis(50);
 /// A container that cannot be stopped at once, because a process of it waits for a disk, is given this much time before
 /// it is tried again, and twice as much each time.
 const QUIETER: Duration = Duration::from_millis(10);
 const TRIES: u32 = 5;
 
 /// The shim of a state's holder.
-pub struct Shim {
+pub(crate) struct Shim<'a> {
     socket: PathBuf,
     container: String,
     token: AtomicU64,
     runtime: Option<tokio::runtime::Runtime>,
+    /// What is left while an application makes itself ready.
+    place: Option<&'a Place<'a>>,
 }
 
-impl Shim {
+impl<'a> Shim<'a> {
     /// The shim that holds a lease.
-    #[must_use]
-    pub fn new(holder: &Holder) -> Shim {
+    pub(crate) fn new(holder: &Holder, place: Option<&'a Place<'a>>) -> Shim<'a> {
         Shim {
             socket: holder.socket.clone(),
             container: holder.container_id.clone(),
@@ -46,6 +49,7 @@ impl Shim {
                 .enable_all()
                 .build()
                 .ok(),
+            place,
         }
     }
 
@@ -87,7 +91,14 @@ impl Shim {
             after,
             ..HookRequest::default()
         };
-        let asked = self.call(async |client| client.hook(context::with_duration(HOOK), &request).await);
+        let asked = self.call(async |client| {
+            let mut asked = std::pin::pin!(client.hook(context::with_duration(HOOK), &request));
+            if let Ok(answered) = tokio::time::timeout(MOMENT, &mut asked).await {
+                return answered;
+            }
+            let _away = self.place.map(Place::leave);
+            asked.await
+        });
         match asked {
             Ok(response) => Ok(response.ran),
             // It has not started or has ended; its shim is of a version that knows no hooks.
@@ -99,7 +110,7 @@ impl Shim {
     }
 }
 
-impl Freezer for Shim {
+impl Freezer for Shim<'_> {
     fn freeze(&self, limit: Duration) -> io::Result<bool> {
         if self.socket.as_os_str().is_empty() {
             return Err(io::Error::other("its shim is of a version that cannot"));

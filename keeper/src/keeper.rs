@@ -29,6 +29,7 @@ use crate::{
     blueshift::{Capture, Freezer, Top},
     error::{Context, Error, Result},
     freezer::Shim,
+    place::Place,
     progress::Progress,
     redshift::Plan,
     watcher::writers::{Writers, writers},
@@ -269,11 +270,35 @@ impl Keeper {
         message: Option<&str>,
         progress: &Progress,
     ) -> Result<Option<Recorded>> {
+        self.commit_at(name, reason, message, progress, None)
+    }
+
+    /// The same, from a place that is left while somebody else is waited for.
+    pub(crate) fn commit_from(
+        &self,
+        name: &StateName,
+        reason: Reason,
+        place: &Place<'_>,
+    ) -> Result<Option<Recorded>> {
+        self.commit_at(name, reason, None, &Progress::default(), Some(place))
+    }
+
+    fn commit_at(
+        &self,
+        name: &StateName,
+        reason: Reason,
+        message: Option<&str>,
+        progress: &Progress,
+        place: Option<&Place<'_>>,
+    ) -> Result<Option<Recorded>> {
         progress.begin("waiting for its turn");
         let turn = self.turn(&name.to_string());
-        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = turn.try_lock().unwrap_or_else(|_| {
+            let _away = place.map(Place::leave);
+            turn.lock().unwrap_or_else(PoisonError::into_inner)
+        });
         let begun = std::time::Instant::now();
-        let made = self.capture(name, reason, message, progress);
+        let made = self.capture(name, reason, message, progress, place);
         self.counts.captured(&made, begun.elapsed());
         made
     }
@@ -284,13 +309,14 @@ impl Keeper {
         reason: Reason,
         message: Option<&str>,
         progress: &Progress,
+        place: Option<&Place<'_>>,
     ) -> Result<Option<Recorded>> {
         let state = self.node.state(name);
         if !state.exists() {
             return Err(Error::NotFound(format!("{name} has no live tree on this node")));
         }
         let holder = state.in_use_by();
-        let shim = holder.as_ref().map(Shim::new);
+        let shim = holder.as_ref().map(|holder| Shim::new(holder, place));
         let freezer = shim.as_ref().map(|shim| shim as &dyn Freezer);
         let undisturbed = || state.in_use_by().is_none();
         self.catch_up(&state, name, freezer, progress)?;

@@ -11,6 +11,7 @@ pub mod metrics;
 mod named;
 pub mod owner;
 mod parts;
+mod place;
 mod pressure;
 pub mod progress;
 mod quiesce;

@@ -13,7 +13,7 @@ use std::{
     os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
     process::Command,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -27,7 +27,14 @@ use nix::{
 use runtime_spec::name::StateName;
 use store::format::Reason;
 
-use crate::{error::Result, keeper::Keeper, progress::Progress, tree, watcher::Watcher as _};
+use crate::{
+    error::Result,
+    keeper::Keeper,
+    place::{Place, Places},
+    progress::Progress,
+    tree,
+    watcher::Watcher as _,
+};
 
 /// Events are taken in as often at most: a busy disk must not keep the keeper busy.
 const BREATH: u16 = 50;
@@ -67,38 +74,6 @@ pub struct Watch {
     stop: std::sync::atomic::AtomicBool,
     tidied: Mutex<Instant>,
     places: Places,
-}
-
-/// How many states are looked at side by side: an application that takes its time to make itself ready, or a disk that does
-/// not answer, is not to hold up all others.
-const SIDE_BY_SIDE: usize = 3;
-
-/// As many places as there are.
-#[derive(Default)]
-struct Places {
-    taken: Mutex<usize>,
-    left: Condvar,
-}
-
-/// One of them, until this goes.
-struct Place<'p>(&'p Places);
-
-impl Places {
-    /// Waits for one.
-    fn take(&self) -> Place<'_> {
-        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = |taken: &mut usize| *taken >= SIDE_BY_SIDE;
-        let free = self.left.wait_while(taken, full);
-        *free.unwrap_or_else(PoisonError::into_inner) += 1;
-        Place(self)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.0.left.notify_one();
-    }
 }
 
 impl Watch {
@@ -208,7 +183,7 @@ impl Watch {
                     Some((name, watched)) => {
                         let place = self.places.take();
                         scope.spawn(move || {
-                            self.look(name, watched);
+                            self.look(name, watched, &place);
                             drop(place);
                             // When it is looked at next is known now.
                             self.wake();
@@ -348,7 +323,7 @@ impl Watch {
         });
     }
 
-    fn look(&self, name: StateName, mut watched: Watched) {
+    fn look(&self, name: StateName, mut watched: Watched, place: &Place<'_>) {
         let state = self.keeper.node().state(&name);
         // Shims that were killed tell nobody that their container has gone.
         if !watched.last && state.in_use_by().is_none() {
@@ -364,7 +339,7 @@ impl Watch {
         };
         told(self);
         let begun = Instant::now();
-        let made = self.keeper.commit(&name, watched.reason, None);
+        let made = self.keeper.commit_from(&name, watched.reason, place);
         let took = begun.elapsed();
         let interval = self.keeper.interval(&name).unwrap_or(LONGEST);
         let idle = match made {

@@ -567,18 +567,25 @@ impl Container {
     /// # Errors
     /// A container that does not run, or a command that fails.
     pub async fn hook(self: &Arc<Self>, after: bool, reaper: &Reaper) -> Result<bool> {
+        let _turn = self.waiting.turn().await;
         if after {
             self.waiting.end()?;
             return self.run_hook(after, reaper).await;
         }
+        // Before it runs: whoever asks for the end meanwhile waits, and this commit has had its end then.
+        let begun = self.waiting.begin();
         let ran = self.run_hook(after, reaper).await;
         if !matches!(ran, Ok(false)) && self.hooks.command(true).is_some() {
-            let (begun, container, reaper) = (self.waiting.begin(), Arc::downgrade(self), reaper.clone());
+            let (container, reaper) = (Arc::downgrade(self), reaper.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(hooks::OVERDUE).await;
-                let Some(container) = container.upgrade().filter(|c| c.waiting.is_overdue(begun)) else {
+                let Some(container) = container.upgrade() else {
                     return;
                 };
+                let _turn = container.waiting.turn().await;
+                if !container.waiting.is_overdue(begun) {
+                    return;
+                }
                 match container.run_hook(true, &reaper).await {
                     Ok(_) => tracing::warn!(id = container.id, "a commit did not end: post-commit was run"),
                     Err(error) => {

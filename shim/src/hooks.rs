@@ -22,7 +22,7 @@ use crate::{
     sys,
 };
 
-/// How long one may take.
+/// How long one may take, its beginning included: the keeper waits a little longer.
 const LIMIT: Duration = Duration::from_secs(10);
 /// How much of what it prints is told of.
 const TOLD: usize = 300;
@@ -36,7 +36,11 @@ pub const OVERDUE: Duration = Duration::from_secs(30);
 
 /// Whether the application waits to be told that a commit is over.
 #[derive(Debug, Default)]
-pub struct Waiting(Mutex<Wait>);
+pub struct Waiting {
+    wait: Mutex<Wait>,
+    /// One command at a time: who asked for the first may have lost patience with it.
+    turn: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Wait {
@@ -49,10 +53,15 @@ struct Wait {
 
 impl Waiting {
     fn wait(&self) -> MutexGuard<'_, Wait> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wait.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It was told that a commit begins; which one.
+    /// Waits until no other command runs, and keeps others waiting.
+    pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// It is about to be told that a commit begins; which one.
     pub fn begin(&self) -> u64 {
         let mut wait = self.wait();
         wait.begun += 1;
@@ -141,7 +150,8 @@ pub async fn run(
         pid_file: pid_file.clone(),
         ..options
     };
-    let made = tokio::time::timeout(LIMIT, runc.exec(id, &spec_file, &options, Some(fds))).await;
+    let until = tokio::time::Instant::now() + LIMIT;
+    let made = tokio::time::timeout_at(until, runc.exec(id, &spec_file, &options, Some(fds))).await;
     // The runtime has read it, or never will.
     let _ = std::fs::remove_file(&spec_file);
     made.map_err(|_| Error::Other(format!("{name} was not begun within {} s", LIMIT.as_secs())))??;
@@ -153,7 +163,7 @@ pub async fn run(
     let mut printed = Vec::new();
     let pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(read);
     let mut pipe = pipe.context(|| "read from a pipe".into())?;
-    match tokio::time::timeout(LIMIT, ended(exit, &mut pipe, &mut printed)).await {
+    match tokio::time::timeout_at(until, ended(exit, &mut pipe, &mut printed)).await {
         Ok(Some(Exit { status: 0, .. })) => Ok(()),
         Ok(exit) => Err(Error::Other(format!(
             "{name} ended with status {}: {}",

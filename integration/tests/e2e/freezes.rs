@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use integration::{Daemon, OURS, daemon::kill, history::Keeper, standstill::Standstill, wait::until};
 use nix::{
     sys::signal::{self, Signal},
@@ -26,6 +26,10 @@ pub const TESTS: &[(&str, Test)] = &[
     (
         "freezes::wait_for_no_other_application",
         wait_for_no_other_application,
+    ),
+    (
+        "freezes::tell_of_the_end_after_the_beginning",
+        tell_of_the_end_after_the_beginning,
     ),
 ];
 
@@ -221,8 +225,11 @@ fn wait_for_no_other_application(d: &Daemon) -> Result<()> {
     let before = r#"diffkeeper.io/pre-commit=sh -c "touch /busy; sleep 8; rm /busy""#;
     let after = r#"diffkeeper.io/post-commit=sh -c "echo after >> /hooks""#;
     let other = Writer::start(d, "other", &[])?;
-    let slow = Writer::start(d, "slow", &["--annotation", before, "--annotation", after])?;
-    let busy = || d.upper("slow").join("busy").exists();
+    // As many as are looked at side by side.
+    let names = ["slow", "slow1", "slow2"];
+    let start = |name: &str| Writer::start(d, name, &["--annotation", before, "--annotation", after]);
+    let slow = names.into_iter().map(start).collect::<Result<Vec<_>>>()?;
+    let busy = || names.iter().all(|name| d.upper(name).join("busy").exists());
     let commits = || -> Result<usize> {
         let log = d.diffkeeper(&["log", "other", "--json"])?.ok()?;
         Ok(serde_json::from_str::<Vec<serde_json::Value>>(&log)?.len())
@@ -230,7 +237,7 @@ fn wait_for_no_other_application(d: &Daemon) -> Result<()> {
     let mut grown = false;
     // A machine that is slow itself may need more than one of its commits.
     for _ in 0..6 {
-        until("the slow one's command", LIMIT * 2, busy)?;
+        until("the slow ones' commands", LIMIT * 2, busy)?;
         let first = commits()?;
         while !grown && busy() {
             grown = commits()? >= first + 2 && busy();
@@ -247,7 +254,7 @@ fn wait_for_no_other_application(d: &Daemon) -> Result<()> {
     if soak() || d.version == "2" {
         let hooks = d.upper("slow").join("hooks");
         let told = || fs::read_to_string(&hooks).map_or(0, |text| text.lines().count());
-        until("the slow one's command", LIMIT * 2, busy)?;
+        until("the slow ones' commands", LIMIT * 2, busy)?;
         let before = told();
         keeper.kill()?;
         until(
@@ -258,12 +265,37 @@ fn wait_for_no_other_application(d: &Daemon) -> Result<()> {
         std::thread::sleep(Duration::from_millis(500));
         ensure!(told() == before + 1, "it was told more than once");
     }
-    slow.goes_on(LIMIT)?;
+    for slow in slow {
+        slow.goes_on(LIMIT)?;
+    }
     other.goes_on(LIMIT)?;
-    for name in ["slow", "other"] {
+    for name in names.into_iter().chain(["other"]) {
         d.forget(name)?;
     }
     Ok(())
+}
+
+/// Whoever asked for a slow command before a commit loses patience: what runs after a commit waits for it to end.
+fn tell_of_the_end_after_the_beginning(d: &Daemon) -> Result<()> {
+    let before = r#"diffkeeper.io/pre-commit=sh -c "touch /busy; sleep 2; echo before >> /hooks""#;
+    let after = r#"diffkeeper.io/post-commit=sh -c "echo after >> /hooks""#;
+    let writer = Writer::start(d, "patient", &["--annotation", before, "--annotation", after])?;
+    let ran: Result<Vec<bool>> = std::thread::scope(|scope| {
+        let hook = |after| scope.spawn(move || Standstill::of(d, "patient")?.hook(after));
+        let first = hook(false);
+        let busy = d.upper("patient").join("busy");
+        until("the command before", LIMIT, || busy.exists())?;
+        let second = hook(true);
+        let joined = [first, second].into_iter().map(|hook| hook.join());
+        joined
+            .map(|ran| ran.map_err(|_| anyhow!("a thread has panicked"))?)
+            .collect()
+    });
+    ensure!(ran? == [true, true], "not both were run");
+    let told = fs::read_to_string(d.upper("patient").join("hooks"))?;
+    ensure!(told == "before\nafter\n", "told in another order: {told:?}");
+    writer.goes_on(LIMIT)?;
+    d.forget("patient")
 }
 
 /// What the annotations want to be run before and after a commit is, and the commit is made all the same where that fails.

@@ -377,7 +377,7 @@ impl Keeper {
             let turn = self.turn(&info.name.to_string());
             let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
             let holder = state.in_use_by();
-            let shim = holder.as_ref().map(Shim::new);
+            let shim = holder.as_ref().map(|holder| Shim::new(holder, None));
             let freezer = shim.as_ref().map(|shim| shim as &dyn Freezer);
             if let Err(error) = self.catch_up(&state, &info.name, freezer, &Progress::default()) {
                 tracing::error!(state = %info.name, %error, "what was restored is not recorded yet");
