@@ -452,3 +452,6 @@ fn sees_overlays() -> bool {
         .map_while(|n| n.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(6), Some(5))
 }
+
+#[cfg(test)]
+mod crowd_tests;
