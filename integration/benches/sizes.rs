@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use integration::{
-    bench::{self, Bar, Figure, Random, figure},
+    bench::{self, Bar, Figure, Random, figure, milliseconds},
+    chart::{self, Line},
     peers::{Peer, bytes, ours_bytes, quiet, record},
 };
 use store::{Hash, Store, Thorough};
@@ -21,11 +22,12 @@ const VERSIONS: u64 = 20;
 /// Makes version `n` of a tree from the one before; `false` where this machine cannot.
 type Make = fn(tree: &Path, n: u64) -> Result<bool>;
 
-const CORPORA: [(&str, Make); 5] = [
+const CORPORA: [(&str, Make); 6] = [
     ("SQLite, 50,000 rows, 500 changed", sqlite),
     ("a million floats, 20% changed by 1%", floats),
     ("50,000 lines of logs, 5% new", logs),
     ("this repository, 20 of its commits", checkout),
+    ("the same, each in a directory of its own", releases),
     ("1 MB of noise, 10% changed", noise),
 ];
 
@@ -142,6 +144,18 @@ fn checkout(tree: &Path, n: u64) -> Result<bool> {
     Ok(true)
 }
 
+/// No file follows a version of itself.
+fn releases(tree: &Path, n: u64) -> Result<bool> {
+    if n > 0 {
+        fs::rename(tree.join(format!("release-{}", n - 1)), tree.join("source"))?;
+    }
+    let made = checkout(tree, n)?;
+    if made {
+        fs::rename(tree.join("source"), tree.join(format!("release-{n}")))?;
+    }
+    Ok(made)
+}
+
 fn noise(tree: &Path, n: u64) -> Result<bool> {
     let (path, mut random) = (tree.join("file"), Random(n + 1));
     let mut bytes = if n == 0 {
@@ -211,6 +225,43 @@ fn recompact(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What each of those that are compared took for each version.
+#[derive(Default)]
+struct Over {
+    sizes: Vec<Line>,
+    times: Vec<Line>,
+}
+
+impl Over {
+    fn note(&mut self, who: &str, size: f64, took: Option<f64>) {
+        let add = |lines: &mut Vec<Line>, value| match lines.iter_mut().find(|line| line.name == who) {
+            Some(line) => line.values.push(value),
+            None => lines.push(Line {
+                name: who.into(),
+                ours: lines.is_empty(),
+                values: vec![value],
+            }),
+        };
+        add(&mut self.sizes, size);
+        if let Some(took) = took {
+            add(&mut self.times, took);
+        }
+    }
+
+    /// Beside the figures.
+    fn draw(&self, name: &str) -> Result<()> {
+        let words: Vec<&str> = name
+            .split([' ', ',', '%'])
+            .filter(|word| !word.is_empty())
+            .collect();
+        let word = words.join("-").to_lowercase();
+        let sizes = bench::beside(&format!("sizes-{word}.svg"))?;
+        chart::draw(&sizes, name, "MB stored, before recompaction", &self.sizes)?;
+        let times = bench::beside(&format!("times-{word}.svg"))?;
+        chart::draw(&times, name, "ms for each version", &self.times)
+    }
+}
+
 fn sizes(work: &Path, name: &str, make: Make) -> Result<Vec<Figure>> {
     let dir = work.join(name.replace(' ', "-"));
     let tree = dir.join("tree");
@@ -218,6 +269,7 @@ fn sizes(work: &Path, name: &str, make: Make) -> Result<Vec<Figure>> {
     for patches in PATCHES {
         fs::create_dir_all(dir.join(patches))?;
     }
+    let mut over = Over::default();
     for n in 0..VERSIONS {
         if !make(&tree, n)? {
             println!("skipped: {name}: what makes it is not there");
@@ -225,15 +277,21 @@ fn sizes(work: &Path, name: &str, make: Make) -> Result<Vec<Figure>> {
         }
         // A change within the clock's step is one that no times show.
         std::thread::sleep(Duration::from_millis(30));
-        record(&dir.join("store"), &tree)?;
+        let took = milliseconds(|| record(&dir.join("store"), &tree).map(drop))?;
+        over.note("DiffKeeper", ours_bytes(&dir.join("store"))?, Some(took));
         for peer in [Peer::Restic, Peer::Borg] {
             if n == 0 {
                 peer.init(&dir)?;
             }
-            peer.backup(&dir, &tree, usize::try_from(n)?)?;
+            let took = milliseconds(|| peer.backup(&dir, &tree, usize::try_from(n)?))?;
+            over.note(peer.name(), bytes(&peer.repository(&dir))?, Some(took));
         }
         patch(&dir, &tree, n)?;
+        for program in PATCHES.into_iter().filter(|program| is_there(program)) {
+            over.note(program, bytes(&dir.join(program))?, None);
+        }
     }
+    over.draw(name)?;
     let after = ours_bytes(&dir.join("store"))?;
     recompact(&dir.join("store"))?;
     let idle = ours_bytes(&dir.join("store"))?;
@@ -284,7 +342,11 @@ fn main() -> Result<()> {
     }
     let work = tempfile::tempdir()?;
     let mut figures = Vec::new();
+    let part = std::env::var("BENCH_PART").ok();
     for (name, make) in CORPORA {
+        if part.as_deref().is_some_and(|part| !name.contains(part)) {
+            continue;
+        }
         figures.extend(sizes(work.path(), name, make)?);
     }
     bench::report(

@@ -1,6 +1,11 @@
 //! Figures from alternating pairs in one run: medians of the paired ratios with their 95% intervals.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -119,6 +124,16 @@ pub fn milliseconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok(since.elapsed().as_secs_f64() * 1000.0)
 }
 
+/// Where a file of this name is among the figures.
+///
+/// # Errors
+/// When their folder cannot be made.
+pub fn beside(name: &str) -> Result<PathBuf> {
+    let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    fs::create_dir_all(&out)?;
+    Ok(out.join(name))
+}
+
 /// Prints the figures as a table and writes them to `target/bench/NAME.json`.
 ///
 /// # Errors
@@ -139,10 +154,8 @@ pub fn report(name: &str, heading: &str, figures: &[Figure]) -> Result<()> {
             f.case, f.ours, f.peer, f.unit, f.ratio, f.bar
         );
     }
-    let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
-    fs::create_dir_all(&out)?;
     fs::write(
-        out.join(format!("{name}.json")),
+        beside(&format!("{name}.json"))?,
         serde_json::to_string_pretty(figures)?,
     )?;
     Ok(())

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod bench;
+pub mod chart;
 pub mod cri;
 pub mod daemon;
 pub mod databases;
