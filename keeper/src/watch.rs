@@ -45,6 +45,9 @@ const LONGEST: Duration = Duration::from_secs(60);
 const BLIND: Duration = Duration::from_secs(10);
 /// A tree of more directories is not watched: the kernel's limit is for the whole node.
 const DIRECTORIES: usize = 4096;
+/// Of so many states the kernel is asked to tell at a time: it gives a user 128 such instances (`max_user_instances`), and
+/// this one is everybody else's too.
+const ARMED: usize = 32;
 
 /// With less on its disk a keeper whose catalog has met a full one does not begin anew: it would not come up.
 const ROOM: u64 = 32 << 20;
@@ -59,8 +62,11 @@ struct Watched {
     reason: Reason,
     /// Nobody uses it: one look, and no more.
     last: bool,
-    events: Option<Inotify>,
+    events: Option<Armed>,
 }
+
+/// The kernel will tell of a change. Each holds the one thing that they are counted by.
+struct Armed(Inotify, #[allow(dead_code, reason = "it is held")] Arc<()>);
 
 /// What tells the watch of states.
 pub struct Watch {
@@ -74,6 +80,7 @@ pub struct Watch {
     stop: std::sync::atomic::AtomicBool,
     tidied: Mutex<Instant>,
     places: Places,
+    armed: Arc<()>,
 }
 
 impl Watch {
@@ -107,6 +114,7 @@ impl Watch {
             stop: false.into(),
             tidied: Mutex::new(Instant::now()),
             places: Places::default(),
+            armed: Arc::default(),
         };
         for info in watch.keeper.node().states()? {
             if info.in_use_by.is_some() {
@@ -262,7 +270,7 @@ impl Watch {
             None => Duration::MAX,
         };
         // Taken out while the lock is not held.
-        let events: Vec<(StateName, Inotify)> = {
+        let events: Vec<(StateName, Armed)> = {
             let mut states = states;
             states
                 .iter_mut()
@@ -273,7 +281,7 @@ impl Watch {
         fds.extend(
             events
                 .iter()
-                .map(|(_, events)| PollFd::new(events.as_fd(), PollFlags::POLLIN)),
+                .map(|(_, events)| PollFd::new(events.0.as_fd(), PollFlags::POLLIN)),
         );
         let timeout = match next {
             Some(_) => PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX),
@@ -369,7 +377,7 @@ impl Watch {
         if idle && !told(self) {
             watched.wait = (watched.wait * 2).min(LONGEST);
             if watched.events.is_none() {
-                watched.events = arm(&self.keeper, &name);
+                watched.events = self.arm(&name);
             }
             if watched.events.is_none() {
                 watched.wait = watched.wait.min(BLIND.max(interval));
@@ -383,6 +391,15 @@ impl Watch {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         // What was said meanwhile is newer.
         states.entry(name).or_insert(watched);
+    }
+
+    /// Has the kernel tell of the next change; none where it cannot, or does so for enough others.
+    fn arm(&self, name: &StateName) -> Option<Armed> {
+        let one = Arc::clone(&self.armed);
+        if Arc::strong_count(&one) > ARMED + 1 {
+            return None;
+        }
+        arm(&self.keeper, name).map(|events| Armed(events, one))
     }
 }
 
@@ -418,8 +435,7 @@ fn arm(keeper: &Keeper, name: &StateName) -> Option<Inotify> {
         | AddWatchFlags::IN_MODIFY
         | AddWatchFlags::IN_MOVE
         | AddWatchFlags::IN_ONESHOT
-        | AddWatchFlags::IN_ONLYDIR
-        | AddWatchFlags::IN_DONT_FOLLOW;
+        | AddWatchFlags::IN_ONLYDIR;
     let mut directories = 0;
     for root in keeper.node().state(name).roots() {
         let path = if root.upper().is_dir() {
@@ -453,5 +469,7 @@ fn sees_overlays() -> bool {
     (numbers.next(), numbers.next()) >= (Some(6), Some(5))
 }
 
+#[cfg(test)]
+mod armed_tests;
 #[cfg(test)]
 mod crowd_tests;
