@@ -40,6 +40,16 @@ pub enum Error {
     /// There is one already.
     #[error("there is a state {0} already: try again, or remove that one")]
     Exists(String),
+    /// Directories of a live tree hand a project down, and others do not.
+    #[error(
+        "the size limit is half set in {tree}, and could not be taken back ({error}): a container could not rename all of its files there. Once the disk is mended a start finishes it; diffkeeper restore makes the tree anew"
+    )]
+    Halfway {
+        /// Where the live tree is.
+        tree: String,
+        /// What was in the way.
+        error: Box<Error>,
+    },
     /// A system call failed.
     #[error("{context}: {source}")]
     Io {

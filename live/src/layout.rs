@@ -9,7 +9,7 @@
 //!     placeholders.json         what runc is about to make for its mounts
 //!     roots/rootfs/upper, work  the live tree's root: the container's /
 //!     taking-in/                as what the live tree held is put into a project: see project.rs
-//!     taking-in.ending          while that must come to its end
+//!     roots/reached, ending     how far that has come
 //!     aside/<time>/             what had to make way so that the container could start
 //! <root>/next-project           the number of the next project: see limit.rs
 //! <root>/trash/                 deleted, not yet off the disk

@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    error::{Context, Result},
+    error::{Context, Error, Result},
     layout::{Node, make},
     project,
     reclaim::StateInfo,
@@ -122,7 +122,7 @@ impl State {
     /// whoever has reached the limit could not even remove something.
     ///
     /// # Errors
-    /// A full or read-only disk.
+    /// A full or read-only disk; [`Error::Halfway`], with which no container may have the live tree.
     pub fn limit(&self, bytes: Option<u64>) -> Result<Limited> {
         self.want_limit(bytes)?;
         let roots = self.dir().join("roots");
@@ -208,6 +208,7 @@ impl State {
                         PATIENCE.as_secs()
                     )));
                 }
+                Err(error @ Error::Halfway { .. }) => return Err(error),
                 Err(error) => return Ok(Limited::Later(error.to_string())),
             }
         }

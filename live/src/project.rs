@@ -3,9 +3,10 @@
 //! No name may go from one project to another, but only where the directory hands its project down: so first all entries
 //! get the number, and only then do the directories begin to hand it down. A walk that ends early leaves a tree that works
 //! as it did before, and the next one goes on where it ended: to ask for every number again would take a third of the time
-//! that giving it takes. What a container has made meanwhile behind its back gets its number by the second walk, which
-//! looks at all. What cannot be opened (symlinks, fifos, devices, whiteouts) cannot be given a number either, and is made
-//! again by a directory that hands it down. That it has been, the kernel says, who links it there or does not.
+//! that giving it takes. What a container has made meanwhile behind its back gets its number by a walk that looks at all,
+//! in one start: where anything is in the way of a project, that is found while no directory hands it down. What cannot be
+//! opened (symlinks, fifos, devices, whiteouts) cannot be given a number either, and is made again by a directory that
+//! hands it down. That it has been, the kernel says, who links it there or does not.
 
 use std::{
     collections::HashMap,
@@ -33,7 +34,7 @@ use nix::{
 
 use crate::{
     copy,
-    error::{Context, Result},
+    error::{Context, Error, Result},
     layout::make,
     sys,
     tree::{self, DIR},
@@ -42,15 +43,50 @@ use crate::{
 /// Deeper than any program makes on purpose; each level costs two descriptors.
 const DEEPEST: usize = 400;
 
+/// In the tree's own top, so that it goes where the tree goes: where the last walk had come to.
+const REACHED: &str = "reached";
+
+/// There, too: all has its number, and directories have begun to hand it down.
+pub(crate) const ENDING: &str = "ending";
+
 /// Puts all that is below `top` into a project that hands itself down, and then `top`; nobody uses the tree. `scratch` is
 /// no directory yet, on the same file system. False where there was no time for all of it: then it is to be begun again.
 ///
 /// # Errors
-/// An entry that cannot be changed, a full disk.
+/// An entry that cannot be changed, a full disk: nothing hands the project down then. [`Error::Halfway`] if something does:
+/// no container may have it so.
 pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, until: Instant) -> Result<bool> {
-    // From the second walk on only a part hands the project down, and no container may have it so: there is no limit.
-    let ending = scratch.with_extension("ending");
-    let reached = scratch.with_extension("reached");
+    let ending = top.join(ENDING);
+    let clear = || tree::delete(&ending).on("remove", &ending);
+    if !ending.exists() {
+        if !number(top, scratch, project, until)? {
+            return Ok(false);
+        }
+        let noted = File::create(&ending).and_then(|file| file.sync_all());
+        if let Err(error) = noted {
+            // Whoever found it would not look at what a container makes from now on.
+            clear()?;
+            return Err(error).on("write", &ending);
+        }
+    }
+    if let Err(error) = hand_down(top, project, true) {
+        let taken_back = hand_down(top, project, false).and_then(|()| clear());
+        return Err(match taken_back {
+            Ok(()) => error,
+            Err(error) => Error::Halfway {
+                tree: top.display().to_string(),
+                error: Box::new(error),
+            },
+        });
+    }
+    clear()?;
+    Ok(true)
+}
+
+/// Gives all that is below `top` its number; false where there was no time for it. True only after all was looked at by
+/// one walk: what an earlier one has passed, a container may have changed since.
+pub(crate) fn number(top: &Path, scratch: &Path, project: u32, until: Instant) -> Result<bool> {
+    let reached = top.join(REACHED);
     // Left by one that was killed.
     tree::delete(scratch).on("delete", scratch)?;
     make(scratch)?;
@@ -61,36 +97,42 @@ pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, until: Instant) 
         scratch: open.into(),
         links: HashMap::new(),
     };
-    if !ending.exists() {
-        let from = std::fs::read(&reached)
-            .map(OsString::from_vec)
-            .unwrap_or_default();
-        let ended = walk(top, Path::new(&from), until, |dir, name, stat| {
+    let mut give = |from: &OsStr| {
+        walk(top, Path::new(from), until, |dir, name, stat| {
             numbers.give(dir, name, stat)
-        })?;
-        if let Some(at) = ended {
-            tree::delete(scratch).on("delete", scratch)?;
+        })
+    };
+    let from = std::fs::read(&reached)
+        .map(OsString::from_vec)
+        .unwrap_or_default();
+    let all = match give(&from)? {
+        Some(at) => {
             std::fs::write(&reached, at.as_os_str().as_bytes()).on("write", &reached)?;
-            return Ok(false);
+            false
         }
-        File::create(&ending)
-            .on("create", &ending)?
-            .sync_all()
-            .on("sync", &ending)?;
-        tree::delete(&reached).on("remove", &reached)?;
-    }
-    walk(top, Path::new(""), Instant::now() + FOREVER, |dir, name, stat| {
-        let replaced = numbers.give(dir, name, stat)?;
-        if kind(stat) == SFlag::S_IFDIR {
-            sys::set_project(&opened(dir, name, DIR)?, project, true)?;
+        None => {
+            // If there is no time for this, the next start has all of its own for it.
+            tree::delete(&reached).on("remove", &reached)?;
+            from.is_empty() || give(OsStr::new(""))?.is_none()
         }
-        Ok(replaced)
-    })?;
-    let done = File::from(tree::open_dir(top)?);
-    sys::set_project(&done, project, true).on("set the project of", top)?;
+    };
     tree::delete(scratch).on("delete", scratch)?;
-    tree::delete(&ending).on("remove", &ending)?;
-    Ok(true)
+    Ok(all)
+}
+
+/// Lets all directories hand the project down, and then `top`, or none of them.
+fn hand_down(top: &Path, project: u32, down: bool) -> Result<()> {
+    let set = |open: &File| match sys::project(open)?.handed_down == down {
+        true => Ok(()),
+        false => sys::set_project(open, project, down),
+    };
+    walk(top, Path::new(""), Instant::now() + FOREVER, |dir, name, stat| {
+        if kind(stat) == SFlag::S_IFDIR {
+            set(&opened(dir, name, DIR)?)?;
+        }
+        Ok(false)
+    })?;
+    set(&File::from(tree::open_dir(top)?)).on("set the project of", top)
 }
 
 /// Longer than any walk.

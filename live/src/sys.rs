@@ -388,7 +388,7 @@ pub fn project(file: &File) -> io::Result<Project> {
     })
 }
 
-/// Puts an open file or directory into a project, and if it is to be handed down what is made in it from now on.
+/// Puts an open file or directory into a project; what is made in it from now on only if it is to be handed down.
 ///
 /// # Errors
 /// As ioctl(2).
@@ -397,7 +397,7 @@ pub fn set_project(file: &File, project: u32, hand_down: bool) -> io::Result<()>
     let inherit = if hand_down { FS_XFLAG_PROJINHERIT } else { 0 };
     let wanted = Fsxattr {
         project,
-        flags: found.flags | inherit,
+        flags: found.flags & !FS_XFLAG_PROJINHERIT | inherit,
         ..found
     };
     // SAFETY: the kernel reads one such struct.

@@ -18,43 +18,41 @@ use crate::{Limited, Quota, sys, tree};
 
 const MIB: u64 = 1 << 20;
 
-/// A file system in a file, with project quota, and a node on it.
-struct Disk {
-    bench: Bench,
+/// A file system in a file, and a node on it.
+pub(super) struct Disk {
+    pub(super) bench: Bench,
     at: PathBuf,
 }
 
 impl Disk {
     /// None, after saying so, where this machine cannot have it.
     fn new(test: &str, mkfs: &[&str]) -> Option<Disk> {
+        let disk = Disk::of(test, mkfs, "loop,prjquota")?;
+        if !disk.bench.node.can_limit() {
+            println!("skipped: {test}: the kernel does not enforce project quota on what {mkfs:?} makes");
+            return None;
+        }
+        Some(disk)
+    }
+
+    /// The same, whether quota is enforced or not.
+    pub(super) fn of(test: &str, mkfs: &[&str], options: &str) -> Option<Disk> {
         let bench = Bench::new(test)?;
         let (image, at) = (bench.dir.path().join("image"), bench.scratch("mnt"));
         File::create(&image).unwrap().set_len(512 * MIB).unwrap();
         let done = |command: &mut Command| command.output().is_ok_and(|out| out.status.success());
-        let [program, options @ ..] = mkfs else {
+        let [program, rest @ ..] = mkfs else {
             return None;
         };
-        if !done(Command::new(program).args(options).arg("-q").arg(&image))
-            || !done(
-                Command::new("mount")
-                    .args(["-o", "loop,prjquota"])
-                    .arg(&image)
-                    .arg(&at),
-            )
+        if !done(Command::new(program).args(rest).arg("-q").arg(&image))
+            || !done(Command::new("mount").args(["-o", options]).arg(&image).arg(&at))
         {
-            println!("skipped: {test}: {program} or project quota is not to be had here");
+            println!("skipped: {test}: {mkfs:?} or mount -o {options} is not to be had here");
             return None;
         }
         let node = Node::open(&at.join("node")).unwrap();
-        if !node.can_limit() {
-            println!("skipped: {test}: the kernel does not enforce project quota on what {program} makes");
-            assert!(Command::new("umount").arg(&at).status().unwrap().success());
-            return None;
-        }
-        Some(Disk {
-            bench: Bench { node, ..bench },
-            at,
-        })
+        let bench = Bench { node, ..bench };
+        Some(Disk { bench, at })
     }
 
     fn quota(&self, name: &str) -> Option<Quota> {
@@ -239,13 +237,13 @@ fn is_noted(path: &Path, scratch: &Path) -> bool {
     sys::has_xattr(to.as_fd(), |name| name == b"trusted.note").unwrap()
 }
 
-fn long_ago(dir: &Path) {
+pub(super) fn long_ago(dir: &Path) {
     let then = UNIX_EPOCH + Duration::from_secs(981_173_106);
     File::open(dir).unwrap().set_modified(then).unwrap();
 }
 
 /// All of a tree, as a person would list it, with what does not move when it is put into a project.
-fn listed(top: &Path) -> Vec<String> {
+pub(super) fn listed(top: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut todo = vec![top.to_owned()];
     while let Some(dir) = todo.pop() {
@@ -339,75 +337,6 @@ fn a_tree_that_was_begun_without_a_limit_is_put_into_one() {
         assert_eq!(disk.quota("ctr/default/deep").unwrap().used, None);
         assert_eq!(modified(), before);
         let _mounted = overlay(&disk, &deep);
-    }
-}
-
-/// However little time each start has for it, some start is the last.
-#[test]
-fn what_could_not_be_finished_is_gone_on_with() {
-    for mkfs in KINDS {
-        let Some(disk) = Disk::new("what_could_not_be_finished_is_gone_on_with", mkfs) else {
-            continue;
-        };
-        let state = disk.bench.prepared("ctr/default/web");
-        let upper = state.upper();
-        for dir in ["a", "b/c", "b"] {
-            let dir = upper.join(dir);
-            std::fs::create_dir_all(&dir).unwrap();
-            for n in 0..3 {
-                std::fs::write(dir.join(format!("f{n}")), b"x").unwrap();
-                symlink("f0", dir.join(format!("l{n}"))).unwrap();
-            }
-            nix::unistd::mkfifo(&dir.join("fifo"), Mode::S_IRWXU).unwrap();
-            long_ago(&dir);
-        }
-        let before = listed(&upper);
-        let roots = state.dir().join("roots");
-        let specials = || -> Vec<u64> {
-            let names = before.iter().map(|line| line.split(' ').next().unwrap());
-            let found = names.map(|name| Path::new(name).symlink_metadata().unwrap());
-            let special = found.filter(|m| !m.is_file() && !m.is_dir());
-            special.map(|m| m.ino()).collect()
-        };
-        let first = specials();
-        let (mut now, mut starts) = (first.clone(), 0);
-        let scratch = state.dir().join("taking-in");
-        let mut start = || {
-            starts += 1;
-            assert!(starts <= before.len() + 30, "each goes further");
-            crate::project::take_in(&roots, &scratch, 0x4446_0001, Instant::now()).unwrap()
-        };
-        for _ in 0..12 {
-            assert!(!start());
-            assert_eq!(listed(&upper), before);
-            let next = specials();
-            for ((first, now), next) in first.iter().zip(&now).zip(&next) {
-                assert!(now == next || now == first, "made again, and again");
-            }
-            now = next;
-        }
-        // Where one has ended is not there any more for the next.
-        for (from, to) in [("a", "y"), ("b", "z"), ("y", "a"), ("z", "b")] {
-            std::fs::rename(upper.join(from), upper.join(to)).unwrap();
-            assert!(!start());
-        }
-        // What is made behind where it has come to, wherever that is.
-        for dir in ["a", "b"] {
-            std::fs::write(upper.join(dir).join("new"), b"x").unwrap();
-            symlink("new", upper.join(dir).join("newer")).unwrap();
-            long_ago(&upper.join(dir));
-        }
-        let before = listed(&upper);
-        while !start() {}
-        assert_eq!(listed(&upper), before);
-        for file in ["b/c/f2", "a/new", "b/new"] {
-            let file = File::open(upper.join(file)).unwrap();
-            assert_eq!(sys::project(&file).unwrap().number, 0x4446_0001);
-        }
-        for dir in ["a", "b"] {
-            let newer = upper.join(dir).join("newer");
-            std::fs::rename(newer, upper.join("b/c").join(dir)).unwrap();
-        }
     }
 }
 

@@ -6,6 +6,7 @@ mod lease;
 mod limit;
 mod placeholder;
 mod probe;
+mod project;
 mod reclaim;
 mod survivor;
 
@@ -17,7 +18,7 @@ use std::{
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::{Attempt, Holder, Lease, Life, Misfit, Node, Policy, Result, Root, RootDir, State, Want};
+use crate::{Attempt, Error, Holder, Lease, Life, Misfit, Node, Policy, Result, Root, RootDir, State, Want};
 
 /// For what the kernel does in the background, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(10);
