@@ -142,7 +142,7 @@ fn told(done: isize) -> io::Result<usize> {
 /// the mount's.
 ///
 /// # Errors
-/// As fsetxattr(2). Attributes that the target's file system does not know at all are left out.
+/// As flistxattr(2), fgetxattr(2) and fsetxattr(2). Attributes that the target's file system does not know at all are left out.
 pub fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     copy(&from, &to, content)
 }
@@ -150,7 +150,7 @@ pub fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
 /// As [`copy_xattrs`], of entries of directories that are not opened; with `all` also what is not of the content.
 ///
 /// # Errors
-/// As lsetxattr(2). Attributes that the target's file system does not know at all are left out.
+/// As llistxattr(2), lgetxattr(2) and lsetxattr(2). Attributes that the target's file system does not know at all are left out.
 pub fn copy_special_xattrs(
     from: (BorrowedFd<'_>, &OsStr),
     to: (BorrowedFd<'_>, &OsStr),
@@ -164,9 +164,10 @@ fn content(name: &[u8]) -> bool {
     !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"security.selinux")
 }
 
+/// Nothing is left out silently: what is copied may replace the original.
 fn copy(from: &impl Attributed, to: &impl Attributed, wanted: impl Fn(&[u8]) -> bool) -> io::Result<()> {
     // With no buffer only the length is asked for.
-    if from.list(&mut []) <= 0 {
+    if but(from.list(&mut []), &[libc::EOPNOTSUPP])?.is_none_or(|length| length == 0) {
         return Ok(());
     }
     let mut names = vec![0u8; LONGEST];
@@ -177,14 +178,79 @@ fn copy(from: &impl Attributed, to: &impl Attributed, wanted: impl Fn(&[u8]) -> 
         let Ok(name) = CStr::from_bytes_with_nul(name) else {
             continue;
         };
-        let Ok(n) = told(from.get(name, &mut value)) else {
-            continue;
-        };
-        if let Err(error) = told(to.set(name, value.get(..n).unwrap_or_default()))
-            && error.raw_os_error() != Some(libc::EOPNOTSUPP)
-        {
-            return Err(error);
+        // Somebody may just have removed it.
+        if let Some(n) = but(from.get(name, &mut value), &[libc::EOPNOTSUPP, libc::ENODATA])? {
+            let value = value.get(..n).unwrap_or_default();
+            but(to.set(name, value), &[libc::EOPNOTSUPP])?;
         }
     }
     Ok(())
+}
+
+/// None where the call says one of these errors.
+fn but(done: isize, errors: &[i32]) -> io::Result<Option<usize>> {
+    match told(done) {
+        Err(error) if error.raw_os_error().is_some_and(|error| errors.contains(&error)) => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use nix::errno::Errno;
+
+    use super::*;
+
+    /// Has one attribute, and answers to one call with an error.
+    struct Failing(&'static str, Errno, RefCell<Vec<u8>>);
+
+    impl Failing {
+        fn answer(&self, call: &str, what: &[u8], into: &mut [u8]) -> isize {
+            if self.0 == call {
+                self.1.set();
+                return -1;
+            }
+            if let Some(part) = into.get_mut(..what.len()) {
+                part.copy_from_slice(what);
+            }
+            what.len() as isize
+        }
+    }
+
+    impl Attributed for Failing {
+        fn list(&self, into: &mut [u8]) -> isize {
+            self.answer("list", b"user.a\0", into)
+        }
+
+        fn get(&self, _: &CStr, into: &mut [u8]) -> isize {
+            self.answer("get", b"value", into)
+        }
+
+        fn set(&self, _: &CStr, value: &[u8]) -> isize {
+            self.2.replace(value.to_owned());
+            self.answer("set", b"", &mut [])
+        }
+    }
+
+    #[test]
+    fn an_attribute_that_cannot_be_copied_is_an_error() {
+        let copied = |call, error| {
+            let of = || Failing(call, error, RefCell::default());
+            let (from, to) = (of(), of());
+            copy(&from, &to, |_| true).map(|()| to.2.into_inner())
+        };
+        assert_eq!(copied("none", Errno::EIO).unwrap(), b"value");
+        for call in ["list", "get", "set"] {
+            for error in [Errno::EIO, Errno::EPERM, Errno::ENOSPC, Errno::ERANGE] {
+                let told = copied(call, error).unwrap_err();
+                assert_eq!(told.raw_os_error(), Some(error as i32), "{call}");
+            }
+            // A file system without attributes, or without such ones.
+            copied(call, Errno::EOPNOTSUPP).unwrap();
+        }
+        assert_eq!(copied("get", Errno::ENODATA).unwrap(), b"");
+        assert!(copied("set", Errno::ENODATA).is_err());
+    }
 }
