@@ -19,8 +19,8 @@ pub enum Error {
     /// The live trees.
     #[error(transparent)]
     Live(#[from] live::Error),
-    /// What was to take a live tree's place did not, and what that holds had been recorded for it.
-    #[error("{error}. What {state} holds was recorded before that: commit {commit}, its newest now")]
+    /// What was to take a live tree's place did not, or not wholly, and what that held had been recorded for it.
+    #[error("{error}. What {state} held was recorded before that: commit {commit}")]
     Recorded {
         /// The state.
         state: String,

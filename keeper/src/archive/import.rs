@@ -13,7 +13,7 @@ use live::{Attempt, Holder, Root, State};
 use nix::sys::stat::{FileStat, fstat, makedev};
 use runtime_spec::name::StateName;
 use store::{
-    Id, Known, Recorded, Session,
+    Known, Recorded, Session,
     format::{Commit, Consistency, Entry, Kind, Reason, place},
 };
 use tar::EntryType;
@@ -339,29 +339,26 @@ impl Keeper {
             Attempt::Busy(holder) => return Err(state.busy(holder).into()),
         };
         state.evict(&lease, Duration::from_secs(10))?;
-        let head = || -> Result<Option<Id>> {
-            let known = self.store().state(&name.to_string())?;
-            Ok(known.and_then(|known| known.head).map(|(id, _)| id))
-        };
-        let before = head()?;
         let done = self.import_now(&state, &name, how, progress);
-        lease.release()?;
-        let done = match (done, head()?) {
-            (Err(error), Some(now)) if there && before != Some(now) => Err(Error::Recorded {
-                state: name.to_string(),
-                commit: now.short(),
-                error: Box::new(error),
-            }),
-            (done, _) => done,
-        };
+        let released = lease.release();
         if done.is_err() && !there {
             // Nobody has it: as if it had never been asked for.
-            if self.store().state(&name.to_string())?.is_some() {
-                self.store().forget_state(&name.to_string())?;
+            let forgotten = self.forget_begun(&name);
+            if let Err(error) = forgotten {
+                tracing::warn!(state = %name, %error, "what an import that failed had begun is not removed");
             }
-            self.node().remove(&name)?;
         }
-        done
+        let made = done?;
+        released?;
+        Ok(made)
+    }
+
+    fn forget_begun(&self, name: &StateName) -> Result<()> {
+        if self.store().state(&name.to_string())?.is_some() {
+            self.store().forget_state(&name.to_string())?;
+        }
+        self.node().remove(name)?;
+        Ok(())
     }
 
     /// The caller has the lease.
@@ -414,15 +411,26 @@ impl Keeper {
         };
         session.flush()?;
         // Only now that nothing in it is refused: who asked for what cannot be has no commit of it.
-        if state.exists() {
-            self.record_before(state, name, progress)?;
-        }
-        let known = self.store().make_state(&name.to_string(), &self.domain(name))?;
-        let made = self.put_in_place(state, &known, known.domain, Some(session), commit, progress)?;
-        self.store()
-            .change_state(&known.name, |known| known.wanted = None)?;
-        state.set_restore_wanted(false)?;
-        Ok(made)
+        let recorded = match state.exists() {
+            true => self.record_before(state, name, progress)?,
+            false => None,
+        };
+        let put = || -> Result<Recorded> {
+            let known = self.store().make_state(&name.to_string(), &self.domain(name))?;
+            let made = self.put_in_place(state, &known, known.domain, Some(session), commit, progress)?;
+            self.store()
+                .change_state(&known.name, |known| known.wanted = None)?;
+            state.set_restore_wanted(false)?;
+            Ok(made)
+        };
+        put().map_err(|error| match recorded {
+            Some(commit) => Error::Recorded {
+                state: name.to_string(),
+                commit: commit.short(),
+                error: Box::new(error),
+            },
+            None => error,
+        })
     }
 
     /// The roots that what is imported goes to: those that are to be volumes, and those that the state has.

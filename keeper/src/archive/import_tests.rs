@@ -579,9 +579,24 @@ fn what_was_recorded_before_a_replacement_that_failed_is_told() {
     // The next one that fails has nothing to record.
     let failed = keeper.import("web", &how, &Progress::default()).unwrap_err();
     assert!(!failed.to_string().contains("recorded"), "{failed}");
+    // It fails when the import is recorded, too: that is not what was there before.
+    fs::remove_dir(state.dir().join("restoring")).unwrap();
+    fs::write(upper.upper().join("f"), b"changed").unwrap();
+    let failed = keeper.import("web", &how, &Progress::default()).unwrap_err();
+    let made = head(&keeper);
+    assert_eq!(made.commit.reason(), Reason::Import);
+    let id = store::Id::from_slice(&made.commit.previous).unwrap();
+    let before = keeper.store().commit(id).unwrap();
+    assert_eq!(before.commit.reason(), Reason::BeforeRestore);
+    let told = failed.to_string();
+    assert!(
+        told.contains(&before.id.short()) && !told.contains(&made.id.short()),
+        "{told}"
+    );
+    assert!(matches!(failed.cause(), Error::Live(_)), "{failed:?}");
     fs::remove_file(&trash).unwrap();
     fs::create_dir(&trash).unwrap();
     keeper.import("web", &how, &Progress::default()).unwrap();
     assert_eq!(fs::read(upper.upper().join("f")).unwrap(), b"imported");
-    assert_eq!(head(&keeper).commit.previous, before.id.0);
+    assert_eq!(head(&keeper).commit.previous, made.id.0);
 }

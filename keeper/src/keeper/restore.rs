@@ -256,13 +256,24 @@ impl Keeper {
         })
     }
 
-    /// Records what is there before it is replaced. The caller has the lease.
-    pub(crate) fn record_before(&self, state: &State, name: &StateName, progress: &Progress) -> Result<()> {
+    /// Records what is there before it is replaced; answers with the commit, where that was not recorded already. The
+    /// caller has the lease.
+    pub(crate) fn record_before(
+        &self,
+        state: &State,
+        name: &StateName,
+        progress: &Progress,
+    ) -> Result<Option<Id>> {
+        let head = || -> Result<Option<Id>> {
+            let known = self.store.state(&name.to_string())?;
+            Ok(known.and_then(|known| known.head).map(|(id, _)| id))
+        };
+        let before = head()?;
         self.catch_up(state, name, None, progress)?;
         // The lease is held.
-        let before = self.live(state, name, None, &|| true)?;
-        before.record(Reason::BeforeRestore, None, progress)?;
-        Ok(())
+        let live = self.live(state, name, None, &|| true)?;
+        live.record(Reason::BeforeRestore, None, progress)?;
+        Ok(head()?.filter(|now| before != Some(*now)))
     }
 
     /// Makes a commit's tree the live tree of a state, and then the commit. The caller has the lease: nobody writes. Where
