@@ -273,7 +273,7 @@ impl Capture<'_> {
             // What was read and is gone again has never been.
             outcome.read.retain(|key, _| there.contains(key.as_slice()));
             self.gone(store, old, &there, &looks, &mut outcome.gone)?;
-            outcome.names = names(&outcome, &looks);
+            outcome.names = names(&outcome, &there, &looks);
         }
         let changes = match outcome.nothing {
             true => Vec::new(),
@@ -543,7 +543,7 @@ impl Capture<'_> {
     ///
     /// # Errors
     /// [`Error::Torn`] where it does not make a tree of it.
-    fn changes(&self, store: &Store, old: Option<Id>, outcome: &Outcome) -> Result<Vec<Change>> {
+    pub(crate) fn changes(&self, store: &Store, old: Option<Id>, outcome: &Outcome) -> Result<Vec<Change>> {
         let old = sound::Tree {
             store,
             domain: self.state.domain,
@@ -608,19 +608,19 @@ impl Capture<'_> {
     }
 }
 
-/// What may be another name of what was read or is gone: it was read as one, or was the same file when it was recorded.
-fn names(outcome: &Outcome, looks: &HashMap<Vec<u8>, Look>) -> Vec<Vec<u8>> {
+/// What there is that may be another name of what was read or is gone: it was read as one, or was the same file when it was
+/// recorded. What was neither read nor is known by its look may be of any file.
+fn names(outcome: &Outcome, there: &HashSet<&[u8]>, looks: &HashMap<Vec<u8>, Look>) -> Vec<Vec<u8>> {
     let touched = outcome.read.keys().chain(&outcome.gone);
     let touched: HashSet<u64> = touched.filter_map(|key| Some(looks.get(key)?.inode)).collect();
-    let recorded = looks.iter().filter(|(_, look)| touched.contains(&look.inode));
-    let read = outcome
-        .read
+    let may = |key: &[u8]| match outcome.read.get(key) {
+        Some(read) => !read.entry.link.is_empty(),
+        None => looks.get(key).is_none_or(|look| touched.contains(&look.inode)),
+    };
+    there
         .iter()
-        .filter(|(_, read)| !read.entry.link.is_empty());
-    recorded
-        .map(|(key, _)| key)
-        .chain(read.map(|(key, _)| key))
-        .cloned()
+        .filter(|key| may(key))
+        .map(|key| key.to_vec())
         .collect()
 }
 
@@ -676,7 +676,7 @@ impl All<'_, '_, '_> {
 }
 
 /// What was to be read and was not.
-fn unread(seen: &[&Seen], read: &HashMap<Vec<u8>, Read>) -> HashSet<Vec<u8>> {
+pub(crate) fn unread(seen: &[&Seen], read: &HashMap<Vec<u8>, Read>) -> HashSet<Vec<u8>> {
     let missed = seen.iter().filter(|seen| !read.contains_key(&seen.key));
     missed.map(|seen| seen.key.clone()).collect()
 }

@@ -8,7 +8,7 @@
 
 use std::{
     cell::Cell,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use std::{
 use store::{Id, Known, Look, Store, format::Kind};
 
 use crate::{
-    blueshift::{Beyond, Capture, Outcome, nanos},
+    blueshift::{Beyond, Capture, Outcome, nanos, unread},
     error::{Context, Error, Result},
     named::{Found, Looking, Names, Recorded, Short},
     recorder::{Links, Read, Recorder},
@@ -248,6 +248,8 @@ struct Making<'a, 'c, 's> {
     memory: Memory,
     read: BTreeMap<Vec<u8>, Read>,
     gone: BTreeSet<Vec<u8>>,
+    /// What was found and not read when it came to that; it may have been read before or since.
+    missed: HashSet<Vec<u8>>,
 }
 
 impl Making<'_, '_, '_> {
@@ -323,6 +325,7 @@ impl Making<'_, '_, '_> {
         let links = Links::of(&changed);
         let seen: Vec<&Seen> = changed.iter().collect();
         let mut read = self.recorder.read(&seen, &links, at, flush)?;
+        self.missed.extend(unread(&seen, &read));
         if !flush && self.capture.freezer.is_some() {
             read.values_mut().for_each(Read::unflushed);
         }
@@ -330,14 +333,15 @@ impl Making<'_, '_, '_> {
         Ok(())
     }
 
-    /// What may be another name of what was read or is gone.
+    /// What may be another name of what was read or is gone. What was missed stays as it was recorded, and the names of
+    /// files are as they were when it was found.
     fn names(&self) -> Result<Vec<Vec<u8>>> {
         let mut files: BTreeSet<u64> = self.read.values().map(|read| read.inode).collect();
         for key in self.read.keys().chain(&self.gone) {
             files.extend(self.store.look(self.capture.state, key)?.map(|look| look.inode));
         }
         let names = files.into_iter().flat_map(|file| self.memory.names.inode(file));
-        Ok(names.cloned().collect())
+        Ok(names.chain(&self.missed).cloned().collect())
     }
 
     /// What it looks at next time.
@@ -441,6 +445,7 @@ impl Capture<'_> {
             memory,
             read: BTreeMap::new(),
             gone: BTreeSet::new(),
+            missed: HashSet::new(),
         };
         match self.make_of(&mut making) {
             Ok(outcome) => {

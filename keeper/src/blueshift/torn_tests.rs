@@ -22,6 +22,24 @@ impl Freezer for Unstoppable {
     }
 }
 
+/// Does something with what is to be recorded of a state that cannot be stopped.
+fn of<T>(state: &Known, tops: &[Top], work: impl FnOnce(&Capture<'_>) -> T) -> T {
+    work(&Capture {
+        state,
+        tops,
+        exclude: &[],
+        freezer: Some(&Unstoppable),
+        undisturbed: &|| true,
+        max_pause: Duration::from_secs(1),
+        reason: Reason::Interval,
+        message: None,
+        image: "",
+        node: "node",
+        boot: "boot",
+        watch: None,
+    })
+}
+
 #[test]
 fn what_is_known_of_a_tree_and_wrong_is_not_committed() {
     let dir = tempfile::tempdir().unwrap();
@@ -92,21 +110,7 @@ fn commits_of_what_never_stands_still_can_be_restored() {
                 path: upper.clone(),
                 overlay: false,
             }];
-            let capture = Capture {
-                state: &state,
-                tops: &tops,
-                exclude: &[],
-                freezer: Some(&Unstoppable),
-                undisturbed: &|| true,
-                max_pause: Duration::from_secs(1),
-                reason: Reason::Interval,
-                message: None,
-                image: "",
-                node: "node",
-                boot: "boot",
-                watch: None,
-            };
-            match capture.run(&store) {
+            match of(&state, &tops, |capture| capture.run(&store)) {
                 Ok(Some(recorded)) => {
                     made += 1;
                     let out = dir.path().join(format!("out{round}"));
@@ -119,4 +123,32 @@ fn commits_of_what_never_stands_still_can_be_restored() {
         }
     });
     assert!(made > 0, "not one commit");
+}
+
+#[test]
+fn a_name_that_was_not_read_of_a_tree_that_nothing_is_known_of_is_asked_for_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = dir.path().join("upper");
+    fs::create_dir(&upper).unwrap();
+    fs::write(upper.join("a"), "two names").unwrap();
+    fs::hard_link(upper.join("a"), upper.join("b")).unwrap();
+    let store = store(dir.path());
+    let recorded = capture(&store, &upper, None, None).unwrap();
+    let old = recorded.commit.tree_id().ok();
+    let state = store.state("ctr/default/web").unwrap().unwrap();
+    // `a` is gone; `b` was walked over, and elsewhere when it was to be read.
+    let there = HashSet::from([&b"rootfs"[..], b"rootfs\0b"]);
+    let mut outcome = Outcome {
+        read: HashMap::new(),
+        gone: vec![b"rootfs\0a".to_vec()],
+        nothing: false,
+        at: 0,
+        stood: Stood::quiet(),
+        watcher: Watcher::Scan,
+        beyond: Beyond::default(),
+        names: Vec::new(),
+    };
+    outcome.names = names(&outcome, &there, &HashMap::new());
+    let made = of(&state, &[], |capture| capture.changes(&store, old, &outcome));
+    assert!(matches!(made, Err(Error::Torn { .. })), "{made:?}");
 }

@@ -15,6 +15,8 @@ use store::{Recorded, format::Reason};
 use super::*;
 use crate::{
     blueshift::{Freezer, Top},
+    progress::Progress,
+    quiesce::Quiesced,
     tests::{deep, listing, materialise, root, same, store},
     watcher::writers::Writers,
 };
@@ -113,6 +115,16 @@ impl Bed {
     }
 
     pub(super) fn stopped_by(&self, freezer: &dyn Freezer, message: Option<&str>) -> Option<Recorded> {
+        self.captured(freezer, message, |capture| capture.run(&self.store).unwrap())
+    }
+
+    /// Does something with what is to be recorded.
+    fn captured<T>(
+        &self,
+        freezer: &dyn Freezer,
+        message: Option<&str>,
+        work: impl FnOnce(&Capture<'_>) -> T,
+    ) -> T {
         let state = self.store.make_state("ctr/default/web", "ctr/default").unwrap();
         let tops = [Top {
             name: b"rootfs".to_vec(),
@@ -131,7 +143,7 @@ impl Bed {
             }
             Ok(writers)
         };
-        Capture {
+        work(&Capture {
             state: &state,
             tops: &tops,
             exclude: &[],
@@ -148,9 +160,7 @@ impl Bed {
                 writers: &open,
                 last: false,
             }),
-        }
-        .run(&self.store)
-        .unwrap()
+        })
     }
 
     /// What the newest commit holds is what there is.
@@ -362,6 +372,63 @@ fn the_cost_is_of_what_changed() {
     assert_eq!((second.changed, second.read), (3, 5));
     assert!(bed.commit(None).is_none());
     bed.check();
+}
+
+#[test]
+fn a_name_that_vanishes_before_it_is_read_is_asked_for_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let bed = Bed::watched(dir.path(), Watching::fanotify_alone);
+    let Some(bed) = bed.filter(|bed| bed.watching.fanotify().is_ok()) else {
+        return;
+    };
+    fs::write(bed.at("a"), "two names").unwrap();
+    fs::hard_link(bed.at("a"), bed.at("b")).unwrap();
+    let first = bed.commit(Some("the first")).unwrap();
+    fs::remove_file(bed.at("a")).unwrap();
+    bed.captured(&Still, None, |capture| {
+        let watched = capture.watch.as_ref().unwrap();
+        let old = first.commit.tree_id().ok();
+        let session = bed.store.session(capture.state.domain);
+        let recorder = Recorder {
+            capture,
+            store: &bed.store,
+            session: &session,
+            old,
+            progress: &Progress::default(),
+            quiesced: &Quiesced::new(None),
+            large: Mutex::default(),
+        };
+        let mut making = Making {
+            capture,
+            store: &bed.store,
+            recorder: &recorder,
+            watched,
+            fanotify: bed.watching.fanotify().unwrap(),
+            excluded: &[],
+            at: SystemTime::now(),
+            memory: capture.remembered(watched).unwrap(),
+            read: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            missed: HashSet::new(),
+        };
+        let hints = making.hints().unwrap();
+        let found = making.look(&hints).unwrap();
+        assert!(found.gone.contains(&b"rootfs\0a"[..]) && found.changed.contains_key(&b"rootfs\0b"[..]));
+        fs::rename(bed.at("b"), bed.at("c")).unwrap();
+        making.take(found, making.at, true).unwrap();
+        let outcome = Outcome {
+            names: making.names().unwrap(),
+            read: making.read.into_iter().collect(),
+            gone: making.gone.into_iter().collect(),
+            nothing: false,
+            at: 0,
+            stood: Stood::quiet(),
+            watcher: store::format::Watcher::Fanotify,
+            beyond: Beyond::default(),
+        };
+        let made = capture.changes(&bed.store, old, &outcome);
+        assert!(matches!(made, Err(Error::Torn { .. })), "{made:?}");
+    });
 }
 
 /// Lets the container go on too early, a number of times, and then it writes.
