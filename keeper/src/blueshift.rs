@@ -255,7 +255,7 @@ impl Capture<'_> {
             if outcome.nothing {
                 return Ok(None);
             }
-            let changes = self.changes(store, old, &outcome)?;
+            let changes = self.changes(store, old, progress, &outcome)?;
             let made = self.conclude(store, session, old, changes, outcome, &HashMap::new())?;
             if let Some(made) = &made {
                 self.moved_on(made.id);
@@ -277,7 +277,7 @@ impl Capture<'_> {
         }
         let changes = match outcome.nothing {
             true => Vec::new(),
-            false => self.changes(store, old, &outcome)?,
+            false => self.changes(store, old, progress, &outcome)?,
         };
         // A directory that is too deep cannot be watched.
         let before = before.filter(|_| outcome.beyond.is_empty());
@@ -543,11 +543,18 @@ impl Capture<'_> {
     ///
     /// # Errors
     /// [`Error::Torn`] where it does not make a tree of it.
-    pub(crate) fn changes(&self, store: &Store, old: Option<Id>, outcome: &Outcome) -> Result<Vec<Change>> {
+    pub(crate) fn changes(
+        &self,
+        store: &Store,
+        old: Option<Id>,
+        progress: &Progress,
+        outcome: &Outcome,
+    ) -> Result<Vec<Change>> {
         let old = sound::Tree {
             store,
             domain: self.state.domain,
             top: old,
+            progress,
         };
         let mut changes = Vec::new();
         for (key, read) in &outcome.read {

@@ -12,7 +12,7 @@ use store::{
     format::{Entry, Kind, Shown},
 };
 
-use crate::error::Result;
+use crate::{error::Result, progress::Progress};
 
 /// An entry that differs from the commit before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub(crate) trait Old {
     /// One of its entries.
     fn entry(&self, key: &[u8]) -> Result<Option<Entry>>;
 
-    /// The keys of all below a directory.
-    fn below(&self, key: &[u8]) -> Result<Vec<Vec<u8>>>;
+    /// The first key below a directory that is asked for.
+    fn below(&self, key: &[u8], asked: &dyn Fn(&[u8]) -> bool) -> Result<Option<Vec<u8>>>;
 }
 
 /// One that is in a store.
@@ -37,29 +37,35 @@ pub(crate) struct Tree<'s> {
     pub domain: u32,
     /// None where nothing was committed yet.
     pub top: Option<Id>,
+    pub progress: &'s Progress,
 }
 
 impl Old for Tree<'_> {
     fn entry(&self, key: &[u8]) -> Result<Option<Entry>> {
+        self.progress.go_on()?;
         match self.top {
             Some(top) => Ok(self.store.entry(self.domain, top, key)?),
             None => Ok(None),
         }
     }
 
-    fn below(&self, key: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let mut below = Vec::new();
+    fn below(&self, key: &[u8], asked: &dyn Fn(&[u8]) -> bool) -> Result<Option<Vec<u8>>> {
+        let mut found = None;
         let first = [key, &[0]].concat();
         if let Some(top) = self.top {
             self.store.entries(self.domain, top, &first, |entry| {
                 if !entry.key.starts_with(&first) {
                     return Ok(ControlFlow::Break(()));
                 }
-                below.push(entry.key);
-                Ok(ControlFlow::Continue(()))
+                if asked(&entry.key) {
+                    found = Some(entry.key);
+                    return Ok(ControlFlow::Break(()));
+                }
+                Ok(self.progress.flow())
             })?;
+            self.progress.go_on()?;
         }
-        Ok(below)
+        Ok(found)
     }
 }
 
@@ -115,6 +121,8 @@ impl New<'_> {
 pub(crate) fn flaw(old: &dyn Old, changes: &[Change], names: &[Vec<u8>]) -> Result<Option<Flaw>> {
     let new = New { old, changes };
     let mut directories: HashSet<&[u8]> = HashSet::new();
+    // A directory that is gone with all that was below it, which follows it.
+    let mut gone: Option<&[u8]> = None;
     for change in changes {
         if let Some(after) = &change.after {
             let above = change.key.iter().rposition(|b| *b == 0);
@@ -133,11 +141,13 @@ pub(crate) fn flaw(old: &dyn Old, changes: &[Change], names: &[Vec<u8>]) -> Resu
             }
         }
         let was = change.before.as_ref().is_some_and(is_directory);
-        if was && !change.after.as_ref().is_some_and(is_directory) {
-            let left = old.below(&change.key)?;
-            if let Some(lost) = left.into_iter().find(|key| new.change(key).is_none()) {
+        let with = gone.and_then(|above| change.key.strip_prefix(above));
+        let asked = with.is_some_and(|rest| rest.first() == Some(&0));
+        if was && !asked && !change.after.as_ref().is_some_and(is_directory) {
+            if let Some(lost) = old.below(&change.key, &|key| new.change(key).is_none())? {
                 return Ok(Some(Flaw::Lost(lost)));
             }
+            gone = Some(&change.key);
         }
     }
     for name in names.iter().filter(|name| new.change(name).is_none()) {
@@ -152,7 +162,10 @@ pub(crate) fn flaw(old: &dyn Old, changes: &[Change], names: &[Vec<u8>]) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::{
+        cell::Cell,
+        collections::{BTreeMap, BTreeSet},
+    };
 
     use proptest::prelude::*;
 
@@ -165,11 +178,74 @@ mod tests {
             Ok(self.get(key).cloned())
         }
 
-        fn below(&self, key: &[u8]) -> Result<Vec<Vec<u8>>> {
+        fn below(&self, key: &[u8], asked: &dyn Fn(&[u8]) -> bool) -> Result<Option<Vec<u8>>> {
             let first = [key, &[0]].concat();
             let below = self.range(first.clone()..).map(|(key, _)| key);
-            Ok(below.take_while(|key| key.starts_with(&first)).cloned().collect())
+            let mut below = below.take_while(|key| key.starts_with(&first));
+            Ok(below.find(|key| asked(key)).cloned())
         }
+    }
+
+    /// Counts how many keys were listed.
+    struct Counted(Entries, Cell<usize>);
+
+    impl Old for Counted {
+        fn entry(&self, key: &[u8]) -> Result<Option<Entry>> {
+            self.0.entry(key)
+        }
+
+        fn below(&self, key: &[u8], asked: &dyn Fn(&[u8]) -> bool) -> Result<Option<Vec<u8>>> {
+            self.0.below(key, &|key| {
+                self.1.set(self.1.get() + 1);
+                asked(key)
+            })
+        }
+    }
+
+    #[test]
+    fn what_is_gone_with_all_its_directories_is_listed_once() {
+        let top = Entries::from([(b"r".to_vec(), entry(b"r", Kind::Directory, b""))]);
+        let deep = |name: &[u8]| -> Entries {
+            let key = |depth| [&b"r"[..], &[&b"\0"[..], name].concat().repeat(depth)].concat();
+            let keys = (1..=100).map(key);
+            keys.map(|key| (key.clone(), entry(&key, Kind::Directory, b"")))
+                .collect()
+        };
+        let old: Entries = top
+            .clone()
+            .into_iter()
+            .chain(deep(b"a"))
+            .chain(deep(b"a-"))
+            .collect();
+        let mut left = top.clone();
+        let (lost, directory) = deep(b"a-").pop_last().unwrap();
+        left.insert(lost.clone(), directory);
+        for (new, flaw) in [(top, None), (left, Some(Flaw::Lost(lost)))] {
+            let changes = changes(&old, &new);
+            let counted = Counted(old.clone(), Cell::new(0));
+            assert_eq!(super::flaw(&counted, &changes, &[]).unwrap(), flaw);
+            assert_eq!(counted.1.get(), 2 * 99);
+        }
+    }
+
+    #[test]
+    fn a_stop_ends_the_asking() {
+        let dir = tempfile::tempdir().unwrap();
+        let upper = dir.path().join("upper");
+        std::fs::create_dir_all(upper.join("d/below")).unwrap();
+        let store = crate::tests::store(dir.path());
+        let recorded = crate::tests::capture(&store, &upper, None, None).unwrap();
+        let progress = Progress::default();
+        let old = Tree {
+            store: &store,
+            domain: store.state("ctr/default/web").unwrap().unwrap().domain,
+            top: recorded.commit.tree_id().ok(),
+            progress: &progress,
+        };
+        let below = || old.below(b"rootfs", &|key| key == b"rootfs\0d\0below");
+        assert_eq!(below().unwrap(), Some(b"rootfs\0d\0below".to_vec()));
+        progress.stop();
+        assert!(below().is_err() && old.entry(b"rootfs").is_err());
     }
 
     fn entry(key: &[u8], kind: Kind, link: &[u8]) -> Entry {

@@ -149,6 +149,8 @@ fn a_name_that_was_not_read_of_a_tree_that_nothing_is_known_of_is_asked_for_all_
         names: Vec::new(),
     };
     outcome.names = names(&outcome, &there, &HashMap::new());
-    let made = of(&state, &[], |capture| capture.changes(&store, old, &outcome));
+    let made = of(&state, &[], |capture| {
+        capture.changes(&store, old, &Progress::default(), &outcome)
+    });
     assert!(matches!(made, Err(Error::Torn { .. })), "{made:?}");
 }

@@ -426,7 +426,7 @@ fn a_name_that_vanishes_before_it_is_read_is_asked_for_all_the_same() {
             watcher: store::format::Watcher::Fanotify,
             beyond: Beyond::default(),
         };
-        let made = capture.changes(&bed.store, old, &outcome);
+        let made = capture.changes(&bed.store, old, &Progress::default(), &outcome);
         assert!(matches!(made, Err(Error::Torn { .. })), "{made:?}");
     });
 }
