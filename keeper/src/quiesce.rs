@@ -8,8 +8,8 @@ use std::{
 
 use crate::blueshift::Freezer;
 
-/// The application of one commit: told once that it is about to be recorded, however often it is looked, and once that this
-/// is over, when this goes at the latest and whatever became of it.
+/// The application of one commit: told before each look that stops it that it is about to be recorded, and after each that
+/// this is over, at the latest when this goes. Where it has failed once it is told no more: the commit says that.
 pub struct Quiesced<'a> {
     freezer: Option<&'a dyn Freezer>,
     told: Mutex<Told>,
@@ -18,11 +18,11 @@ pub struct Quiesced<'a> {
 /// What it was told, and said.
 #[derive(Default)]
 struct Told {
+    /// It waits to be told of the end.
     begun: bool,
-    ended: bool,
     /// Whether the application has made itself ready.
     ready: bool,
-    /// Why it has not.
+    /// What went wrong, first of all.
     doubt: Option<Doubt>,
 }
 
@@ -39,10 +39,11 @@ impl<'a> Quiesced<'a> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells it that it is about to be recorded, if it wants to be told and was not.
+    /// Tells it that it is about to be recorded, if it wants to be told and does not know.
     pub fn begin(&self) {
         let mut told = self.told();
-        let Some(freezer) = self.freezer.filter(|_| !told.begun) else {
+        let tell = !told.begun && told.doubt.is_none();
+        let Some(freezer) = self.freezer.filter(|_| tell) else {
             return;
         };
         // It may want to be told of the end alone.
@@ -52,20 +53,22 @@ impl<'a> Quiesced<'a> {
         told.doubt = ready.err().map(|error| Doubt::hook(&error));
     }
 
-    /// Tells it that it is over. Says whether it was ready all the time until then, and what went wrong, first of all.
+    /// Tells it that it is over. Says whether it was ready all the time until then, and what has gone wrong, first of all.
     pub fn end(&self) -> (bool, Option<Doubt>) {
         let mut told = self.told();
-        let failed = self.release(&mut told);
-        (std::mem::take(&mut told.ready), told.doubt.take().or(failed))
+        self.release(&mut told);
+        (std::mem::take(&mut told.ready), told.doubt.clone())
     }
 
-    fn release(&self, told: &mut Told) -> Option<Doubt> {
-        let freezer = self.freezer.filter(|_| told.begun && !told.ended)?;
-        told.ended = true;
-        let error = freezer.release().err()?;
-        // It has gone on before.
-        told.ready &= error.kind() != io::ErrorKind::TimedOut;
-        Some(Doubt::hook(&error))
+    fn release(&self, told: &mut Told) {
+        let Some(freezer) = self.freezer.filter(|_| std::mem::take(&mut told.begun)) else {
+            return;
+        };
+        if let Err(error) = freezer.release() {
+            // It has gone on before.
+            told.ready &= error.kind() != io::ErrorKind::TimedOut;
+            told.doubt.get_or_insert_with(|| Doubt::hook(&error));
+        }
     }
 }
 

@@ -116,7 +116,7 @@ pub(crate) struct Recorder<'a, 's> {
     pub session: &'a Session<'s>,
     pub old: Option<Id>,
     pub progress: &'a Progress,
-    /// The application, which is told once of one commit, however often it is looked.
+    /// The application, which belongs to the commit: it may be looked more than once.
     pub quiesced: &'a Quiesced<'a>,
     /// Large files, as they were read for this commit, and how many bytes that took: each time what has changed since is read.
     pub large: Mutex<HashMap<Vec<u8>, (Entry, u64)>>,

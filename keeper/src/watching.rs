@@ -456,6 +456,8 @@ impl Capture<'_> {
             }
             Err(why @ (Short::Names | Short::Beyond | Short::Unknown)) => {
                 tracing::debug!(state = self.state.name, %why, "all is looked at");
+                // It need not wait while a whole tree is read; it is told again before it is stopped.
+                recorder.quiesced.end();
                 Ok(None)
             }
             Err(Short::Failed(error)) => Err(error),

@@ -3,7 +3,10 @@
 use std::{
     fs,
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::*;
@@ -40,13 +43,11 @@ fn of<T>(state: &Known, tops: &[Top], work: impl FnOnce(&Capture<'_>) -> T) -> T
     })
 }
 
-#[test]
-fn what_is_known_of_a_tree_and_wrong_is_not_committed() {
-    let dir = tempfile::tempdir().unwrap();
-    let upper = dir.path().join("upper");
-    fs::create_dir(&upper).unwrap();
-    let store = store(dir.path());
-    capture(&store, &upper, None, Some("nothing")).unwrap();
+/// A store that takes a directory of a tree for known, and does not know it.
+fn wrong(dir: &Path, upper: &Path) -> Store {
+    fs::create_dir(upper).unwrap();
+    let store = store(dir);
+    capture(&store, upper, None, Some("nothing")).unwrap();
     fs::create_dir(upper.join("d")).unwrap();
     fs::write(upper.join("d/f"), "content").unwrap();
     // As if it had been recorded, and long enough ago: the file alone looks new.
@@ -56,6 +57,14 @@ fn what_is_known_of_a_tree_and_wrong_is_not_committed() {
     store
         .record_looks(|batch| batch.look(state.number, b"rootfs\0d", &tree::look(&stat)))
         .unwrap();
+    store
+}
+
+#[test]
+fn what_is_known_of_a_tree_and_wrong_is_not_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = dir.path().join("upper");
+    let store = wrong(dir.path(), &upper);
     let recorded = capture(&store, &upper, Some(&Unstoppable), None).unwrap();
     let out = dir.path().join("out");
     materialise(&store, &recorded, &out);
@@ -64,6 +73,67 @@ fn what_is_known_of_a_tree_and_wrong_is_not_committed() {
         capture(&store, &upper, None, None).is_none(),
         "all of it is known"
     );
+}
+
+/// Keeps what it was told; its hooks may fail.
+#[derive(Default)]
+struct Told {
+    said: Mutex<Vec<&'static str>>,
+    fails: &'static str,
+}
+
+impl Told {
+    fn tell(&self, what: &'static str) -> io::Result<bool> {
+        self.said.lock().unwrap().push(what);
+        match self.fails == what {
+            true => Err(io::Error::other("it did not")),
+            false => Ok(true),
+        }
+    }
+}
+
+impl Freezer for Told {
+    fn freeze(&self, _: Duration) -> io::Result<bool> {
+        self.tell("freeze")
+    }
+
+    fn thaw(&self) -> bool {
+        true
+    }
+
+    fn quiesce(&self) -> io::Result<bool> {
+        self.tell("quiesce")
+    }
+
+    fn release(&self) -> io::Result<()> {
+        self.tell("release").map(drop)
+    }
+}
+
+#[test]
+fn what_an_application_says_is_of_the_look_that_is_committed() {
+    use store::format::Consistency::{Application, Crash};
+    let [before, stop, after] = ["quiesce", "freeze", "release"];
+    let failed = [before, stop, after, stop, stop];
+    for (fails, consistency, doubt, told) in [
+        ("", Application, "", &[before, stop, after].repeat(3)[..]),
+        (before, Crash, "hook: it did not", &failed),
+        (after, Crash, "hook: it did not", &failed),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let upper = dir.path().join("upper");
+        let store = wrong(dir.path(), &upper);
+        let application = Told {
+            fails,
+            ..Told::default()
+        };
+        let commit = capture(&store, &upper, Some(&application), None).unwrap().commit;
+        assert_eq!(
+            (commit.consistency, commit.doubt.as_str()),
+            (consistency as i32, doubt)
+        );
+        assert_eq!(*application.said.lock().unwrap(), told);
+    }
 }
 
 /// Tells whoever moves directories to stop, whatever becomes of the test.
