@@ -340,8 +340,8 @@ impl Looking<'_> {
     ) -> Result<bool, Short> {
         let before = self.recorded.look(key)?;
         let Some(stat) = stat else {
-            if before.is_some() {
-                found.gone.insert(key.to_vec());
+            // What is gone with a directory above it was found with that, and so was all that is below it.
+            if before.is_some() && found.gone.insert(key.to_vec()) {
                 found.gone.extend(self.recorded.below(key)?.into_keys());
             }
             return Ok(false);
@@ -406,4 +406,48 @@ impl Looking<'_> {
 struct Opened {
     key: Option<Vec<u8>>,
     dir: Option<OwnedFd>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Entries that were recorded, and how many were listed.
+    struct Counted(BTreeMap<Vec<u8>, Look>, Cell<usize>);
+
+    impl Recorded for Counted {
+        fn look(&self, key: &[u8]) -> crate::Result<Option<Look>> {
+            Ok(self.0.get(key).copied())
+        }
+
+        fn below(&self, key: &[u8]) -> crate::Result<BTreeMap<Vec<u8>, Look>> {
+            let first = [key, &[0]].concat();
+            let below = self.0.iter().filter(|(key, _)| key.starts_with(&first));
+            let below: BTreeMap<_, _> = below.map(|(key, look)| (key.clone(), *look)).collect();
+            self.1.set(self.1.get() + below.len());
+            Ok(below)
+        }
+    }
+
+    #[test]
+    fn what_is_gone_with_all_its_directories_is_listed_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = (1..=100).map(|depth| [&b"r"[..], &b"\0d".repeat(depth)].concat());
+        let deep: BTreeSet<Vec<u8>> = deep.collect();
+        let looks = deep.iter().map(|key| (key.clone(), Look::default())).collect();
+        let recorded = Counted(looks, Cell::new(0));
+        let mut hints = Hints::default();
+        deep.iter().for_each(|key| hints.look_at(key.clone()));
+        let looking = Looking {
+            tops: HashMap::from([(&b"r"[..], tree::top(dir.path()).unwrap())]),
+            wanted: &|_| true,
+            recorded: &recorded,
+            names: &Names::default(),
+            find: &|_| Err(io::ErrorKind::NotFound.into()),
+        };
+        assert_eq!(looking.look(&hints).unwrap().gone, deep);
+        assert_eq!(recorded.1.get(), 99);
+    }
 }
