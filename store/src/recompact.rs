@@ -39,6 +39,8 @@ use rayon::prelude::*;
 const BATCH: u64 = 4 << 20;
 /// So much content is encoded by each thread before what came of it is looked at, and before a gc is given way to.
 const AHEAD: u64 = 1 << 20;
+/// And so many chunks before that is told, and looked whether a gc waits.
+const AT_A_TIME: usize = 4;
 /// What saves less than one in so many bytes is not written again.
 const WORTH: u64 = 16;
 
@@ -89,8 +91,16 @@ struct Planned {
     base: Option<Base>,
 }
 
+/// Chunks that are written again together or not at all, bases first.
+struct Group {
+    /// What they hang on, if that is another's: it stays as it is.
+    on: Option<Id>,
+    planned: Vec<Planned>,
+}
+
 /// What chunks are to become: nothing where one cannot become shorter.
-type Forms = HashMap<Id, Result<Option<Encoded>>>;
+type Forms = HashMap<Id, Form>;
+type Form = Result<Option<Encoded>>;
 
 /// Who stands on a chunk, and how deep.
 type Standing = HashMap<Id, HashMap<Id, u8>>;
@@ -173,17 +183,20 @@ impl Store {
         done.of_chunks = lines.len() as u64;
         // From the newest on: what is newer stands on what is older, as it was written.
         let all = lines.all();
-        let mut versions = all.iter().flat_map(|line| line.chunks(MOST).rev());
+        let mut next = all
+            .iter()
+            .flat_map(|line| line.chunks(MOST).rev())
+            .flat_map(|versions| grouped(versions, &lines));
         let threads = || if self.budget() == Budget::Busy { 1 } else { most };
         let (mut groups, mut ahead, mut by) = (Vec::new(), 0, threads());
         loop {
-            let next = versions.next().map(|versions| group(versions, &lines));
+            let next = next.next();
             let ended = next.is_none();
             if let Some(group) = next {
-                if group.iter().all(|one| lines.came(one.id) <= from) {
-                    done.chunks += group.len() as u64;
+                if group.planned.iter().all(|one| lines.came(one.id) <= from) {
+                    done.chunks += group.planned.len() as u64;
                 } else {
-                    for one in &group {
+                    for one in &group.planned {
                         let place = self.place(state.domain, Object::Chunk, one.id)?;
                         ahead += place.map_or(0, |place| u64::from(place.length));
                     }
@@ -193,10 +206,20 @@ impl Store {
             if !ended && ahead < AHEAD.saturating_mul(by as u64) {
                 continue;
             }
-            let mut forms = work.forms(&groups, by)?;
+            let mut go_on = || {
+                heed(told(done))?;
+                Ok(!self.gc_waits())
+            };
+            let Some(mut forms) = work.forms(&groups, by, &mut go_on)? else {
+                done.gave_way = true;
+                return work.change_over(done);
+            };
             (ahead, by) = (0, threads());
             for group in groups.drain(..) {
-                done.chunks += group.len() as u64;
+                done.chunks += group.planned.len() as u64;
+                if group.on.is_some_and(|on| work.is_moving(on)) {
+                    work.change_over(done)?;
+                }
                 work.settle(&group, &mut forms)?;
                 if work.bytes >= BATCH {
                     work.change_over(done)?;
@@ -246,30 +269,65 @@ struct Work<'s> {
 }
 
 impl Work<'_> {
-    /// Encodes what these are to become, by so many threads.
-    fn forms(&self, groups: &[Vec<Planned>], threads: usize) -> Result<Forms> {
+    /// Encodes what these are to become, by so many threads; nothing where it is not to go on.
+    fn forms(
+        &self,
+        groups: &[Group],
+        threads: usize,
+        go_on: &mut impl FnMut() -> Result<bool>,
+    ) -> Result<Option<Forms>> {
         let (store, domain) = (self.store, self.domain);
         let form = |one: &Planned| (one.id, shortest(store, domain, one.id, one.base, &self.meter));
-        if threads <= 1 {
-            return Ok(groups.iter().flatten().map(form).collect());
-        }
         // Of their own: those that commits use are not to be kept waiting.
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|_| "recompact".into())
-            .build()
-            .map_err(io::Error::other)
-            .on("start threads for", store.dir())?;
-        let all: Vec<&Planned> = groups.iter().flatten().collect();
-        Ok(pool.install(|| all.into_par_iter().map(form).collect()))
+        let pool = (threads > 1).then(|| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .thread_name(|_| "recompact".into())
+                .build()
+                .map_err(io::Error::other)
+                .on("start threads for", store.dir())
+        });
+        let pool = pool.transpose()?;
+        let all: Vec<&Planned> = groups.iter().flat_map(|group| &group.planned).collect();
+        let mut forms = Forms::new();
+        for some in all.chunks(threads.max(1) * AT_A_TIME) {
+            if !go_on()? {
+                return Ok(None);
+            }
+            match &pool {
+                Some(pool) => {
+                    let some: Vec<(Id, Form)> =
+                        pool.install(|| some.par_iter().map(|one| form(one)).collect());
+                    forms.extend(some);
+                }
+                None => forms.extend(some.iter().map(|one| form(one))),
+            }
+        }
+        Ok(Some(forms))
+    }
+
+    /// Whether it is about to become another.
+    fn is_moving(&self, id: Id) -> bool {
+        let ready = self.ready.iter().flatten();
+        ready
+            .filter(|member| member.encoded.is_some())
+            .any(|member| member.id == id)
     }
 
     /// Decides whether versions that go together become what they may.
-    fn settle(&mut self, group: &[Planned], forms: &mut Forms) -> Result<()> {
+    fn settle(&mut self, group: &Group, forms: &mut Forms) -> Result<()> {
         let mut depths: HashMap<Id, u8> = HashMap::new();
         let mut members = Vec::new();
-        let together: HashSet<Id> = group.iter().map(|one| one.id).collect();
-        for Planned { id, base: planned } in group {
+        if let Some(id) = group.on {
+            let Some(place) = self.store.place(self.domain, Object::Chunk, id)? else {
+                return Ok(());
+            };
+            depths.insert(id, place.depth());
+            let encoded = None;
+            members.push(Member { id, place, encoded });
+        }
+        let together: HashSet<Id> = group.planned.iter().map(|one| one.id).collect();
+        for Planned { id, base: planned } in &group.planned {
             let id = *id;
             let Some(place) = self.store.place(self.domain, Object::Chunk, id)? else {
                 return Ok(());
@@ -400,32 +458,55 @@ impl Work<'_> {
 }
 
 /// Versions that follow each other, and what hangs on them, each with what it is to stand on: every base comes before what
-/// stands on it.
-fn group(versions: &[Id], lines: &Lines) -> Vec<Planned> {
-    let mut planned: Vec<Planned> = Vec::new();
+/// stands on it. What hangs on them goes with them; where that is much, as what finds a relative may be, by itself and in parts.
+fn grouped(versions: &[Id], lines: &Lines) -> Vec<Group> {
+    let mut group = Group {
+        on: None,
+        planned: Vec::new(),
+    };
     let mut bases: HashMap<Id, Option<Base>> = HashMap::new();
-    let mut add = |id: Id, on: Option<Id>| {
-        let on = on.and_then(|id| Some((id, *bases.get(&id)?)));
-        let base = on.map(|(id, below)| match below {
+    let above = |bases: &HashMap<Id, Option<Base>>, id: Id| {
+        let below = *bases.get(&id)?;
+        Some(match below {
             // What hangs on the last that may be stood on stands beside it.
             Some(below) if below.depth >= STEPS => below,
             below => Base {
                 id,
                 depth: below.map_or(0, |below| below.depth) + 1,
             },
-        });
-        bases.insert(id, base);
-        planned.push(Planned { id, base });
+        })
     };
     for (at, base) in plan::plan(versions.len()) {
         if let Some(id) = versions.get(at) {
-            add(*id, base.and_then(|base| versions.get(base)).copied());
+            let base = base.and_then(|base| above(&bases, *versions.get(base)?));
+            bases.insert(*id, base);
+            group.planned.push(Planned { id: *id, base });
         }
     }
-    for id in versions {
-        lines.beside(*id).for_each(|next| add(next, Some(*id)));
+    let hanging: Vec<(Id, Option<Base>)> = versions
+        .iter()
+        .flat_map(|id| {
+            let base = above(&bases, *id);
+            lines.beside(*id).map(move |next| (next, base))
+        })
+        .collect();
+    let planned = |some: &[(Id, Option<Base>)]| {
+        some.iter()
+            .map(|(id, base)| Planned { id: *id, base: *base })
+            .collect::<Vec<_>>()
+    };
+    if hanging.len() <= MOST {
+        group.planned.extend(planned(&hanging));
+        return vec![group];
     }
-    planned
+    let mut found = vec![group];
+    for of_one in hanging.chunk_by(|(_, one), (_, other)| one == other) {
+        found.extend(of_one.chunks(MOST).map(|some| Group {
+            on: some.first().and_then(|(_, base)| base.map(|base| base.id)),
+            planned: planned(some),
+        }));
+    }
+    found
 }
 
 /// What every chunk is to stand on, bases first.
@@ -434,8 +515,11 @@ pub(crate) fn planned(lines: &Lines) -> Vec<(Id, Option<Base>)> {
     let groups = all
         .iter()
         .flat_map(|line| line.chunks(MOST))
-        .map(|versions| group(versions, lines));
-    groups.flatten().map(|one| (one.id, one.base)).collect()
+        .flat_map(|versions| grouped(versions, lines));
+    groups
+        .flat_map(|group| group.planned)
+        .map(|one| (one.id, one.base))
+        .collect()
 }
 
 /// The shortest form of a chunk, on its base or alone; none where it cannot become shorter.

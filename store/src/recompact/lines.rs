@@ -30,6 +30,15 @@ struct Chunk {
     followed_by: Vec<Id>,
     /// How many follow each other from here on at most.
     long: usize,
+    /// The next of those.
+    next: Option<Id>,
+}
+
+impl Chunk {
+    /// Whether nothing follows what follows another.
+    fn hangs(&self) -> bool {
+        self.long == 1 && self.follows.is_some()
+    }
 }
 
 /// A part of a file, and how long it is.
@@ -98,6 +107,7 @@ impl Lines {
                 follows,
                 followed_by: Vec::new(),
                 long: 1,
+                next: None,
             };
             self.known.insert(id, chunk);
         }
@@ -109,8 +119,11 @@ impl Lines {
             let Some((long, follows)) = self.known.get(id).map(|chunk| (chunk.long, chunk.follows)) else {
                 continue;
             };
-            if let Some(before) = follows.and_then(|old| self.known.get_mut(&old)) {
-                before.long = before.long.max(long + 1);
+            // Of several as long the first.
+            if let Some(before) = follows.and_then(|old| self.known.get_mut(&old))
+                && before.long <= long + 1
+            {
+                (before.long, before.next) = (long + 1, Some(*id));
             }
         }
     }
@@ -128,7 +141,7 @@ impl Lines {
         for chunk in self.known.values_mut() {
             chunk.follows = chunk.follows.filter(|old| wanted.contains(old));
             chunk.followed_by.retain(|next| wanted.contains(next));
-            chunk.long = 1;
+            (chunk.long, chunk.next) = (1, None);
         }
         self.measure();
         self
@@ -149,8 +162,8 @@ impl Lines {
         let mut found = Vec::new();
         for id in &self.order {
             let Some(chunk) = self.known.get(id) else { continue };
-            let main = chunk.follows.is_none_or(|old| self.goes_on(old) != Some(*id));
-            if !main || self.hangs(chunk) {
+            let begins = || chunk.follows.is_none_or(|old| self.goes_on(old) != Some(*id));
+            if chunk.hangs() || !begins() {
                 continue;
             }
             let (mut line, mut at) = (vec![*id], *id);
@@ -174,20 +187,12 @@ impl Lines {
             .iter()
             .filter(move |next| main != Some(**next));
         beside
-            .filter(|next| self.known.get(*next).is_some_and(|chunk| self.hangs(chunk)))
+            .filter(|next| self.known.get(*next).is_some_and(Chunk::hangs))
             .copied()
-    }
-
-    /// Whether nothing follows what follows another.
-    fn hangs(&self, chunk: &Chunk) -> bool {
-        chunk.long == 1 && chunk.follows.is_some()
     }
 
     fn goes_on(&self, id: Id) -> Option<Id> {
-        let next = self.known.get(&id)?.followed_by.iter();
-        next.rev()
-            .max_by_key(|id| self.known.get(*id).map_or(0, |chunk| chunk.long))
-            .copied()
+        self.known.get(&id)?.next
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{cell::Cell, fs, process::Command};
 
-use super::plan::STEPS;
+use super::{
+    AT_A_TIME, Lines, grouped,
+    plan::{MOST, STEPS},
+};
 use crate::base::steps;
 use crate::{
     Id, Recorded, Rescue, Result, Store, Thorough,
@@ -304,4 +307,61 @@ fn a_catalog_behind_it_gets_what_can_be_read_together() {
         "it stands where it came to"
     );
     whole(&store, &made);
+}
+
+/// Many that were changed from one hang on it, and go in parts: each is told, and stands on what that has become.
+#[test]
+fn what_many_hang_on_is_gone_through_in_parts() {
+    const MANY: u32 = 400;
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let first = noise(600, 1);
+    let of = |n: u32| [&n.to_le_bytes(), &first[4..]].concat();
+    let path = |n: u32| format!("file{n}");
+    let put_all = |from: u32, bytes: &dyn Fn(u32) -> Vec<u8>| {
+        commit(&store, STATE, |s| {
+            let files = from..MANY;
+            files.map(|n| put(write(s, &path(n), &bytes(n), None))).collect()
+        })
+    };
+    put_all(0, &|_| first.clone());
+    let all = put_all(1, &of);
+    // It goes on itself, and comes to stand on what follows it.
+    let line: Vec<Recorded> = (0..2)
+        .map(|n| {
+            commit(&store, STATE, |s| {
+                vec![put(write(s, "file0", &of(MANY + n), None))]
+            })
+        })
+        .collect();
+    let state = known(&store, STATE);
+    let lines = Lines::of(&store, &state, &mut || Ok(())).unwrap();
+    let found = lines.all();
+    let groups: Vec<_> = found.iter().flat_map(|line| grouped(line, &lines)).collect();
+    let members: usize = groups.iter().map(|group| group.planned.len()).sum();
+    assert_eq!((lines.len(), members), (MANY as usize + 2, MANY as usize + 2));
+    assert!(groups.iter().all(|group| group.planned.len() <= MOST));
+    let (mut last, mut most, mut calls) = (0, 0, 0);
+    let done = store.recompact(&state, |done| {
+        most = most.max(done.chunks - last);
+        last = done.chunks;
+        calls += 1;
+    });
+    let done = done.unwrap();
+    assert_eq!(
+        (done.chunks, done.of_chunks),
+        (u64::from(MANY) + 2, u64::from(MANY) + 2)
+    );
+    assert!(done.after * 4 < done.before, "{done:?}");
+    assert!(
+        most <= MOST as u64 && calls > MANY as usize / AT_A_TIME,
+        "{most}, {calls}"
+    );
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+    for n in 1..MANY {
+        assert!(content(&store, &all, &path(n)).unwrap() == of(n));
+        assert_eq!(depth(&store, &all, &path(n)), 2);
+    }
+    assert_eq!(depth(&store, &all, "file0"), 1);
+    assert!(line.iter().all(|recorded| depth(&store, recorded, "file0") <= 1));
 }
