@@ -43,24 +43,14 @@ impl Keeper {
         };
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         for known in states {
-            loop {
-                let done = self.recompact_state(&known, processors, &mut |done| {
-                    progress.at(done.chunks, done.of_chunks, all.before + done.before);
-                    progress.flow()
-                })?;
-                all.chunks += done.chunks;
-                all.written += done.written;
-                all.before += done.before;
-                all.after += done.after;
-                if !done.gave_way {
-                    break;
-                }
-                // Not at once, or the gc that it gave way to would find it there again.
-                while self.store().gc_waits() {
-                    progress.go_on()?;
-                    std::thread::sleep(NAP / 25);
-                }
-            }
+            let done = self.recompact_state(&known, processors, &mut |done| {
+                progress.at(done.chunks, done.of_chunks, all.before + done.before);
+                progress.flow()
+            })?;
+            all.chunks += done.chunks;
+            all.written += done.written;
+            all.before += done.before;
+            all.after += done.after;
         }
         Ok(all)
     }

@@ -16,6 +16,8 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     sync::{PoisonError, atomic::Ordering},
+    thread,
+    time::Duration,
 };
 
 use crate::{
@@ -41,6 +43,8 @@ const BATCH: u64 = 4 << 20;
 const AHEAD: u64 = 1 << 20;
 /// And so many chunks before that is told, and looked whether a gc waits.
 const AT_A_TIME: usize = 4;
+/// While a gc waits to begin, that is looked at so often.
+const NAP: Duration = Duration::from_millis(20);
 /// What saves less than one in so many bytes is not written again.
 const WORTH: u64 = 16;
 
@@ -57,8 +61,6 @@ pub struct Recompacted {
     pub before: u64,
     /// Bytes that they take now.
     pub after: u64,
-    /// A gc waited, and this ended before all was done.
-    pub gave_way: bool,
 }
 
 /// A chunk as it is stored, and as it is to be; none where it stays as it is.
@@ -98,6 +100,12 @@ struct Group {
     planned: Vec<Planned>,
 }
 
+impl Group {
+    fn first(&self) -> Option<Id> {
+        self.planned.first().map(|one| one.id)
+    }
+}
+
 /// What chunks are to become: nothing where one cannot become shorter.
 type Forms = HashMap<Id, Form>;
 type Form = Result<Option<Encoded>>;
@@ -122,7 +130,7 @@ impl Store {
     }
 
     /// Writes the chunks of a state's versions again, where that makes them smaller; those of commits that were there the
-    /// last time only beside newer ones. Gives way to a gc: then it is to be begun again. `told` gets what was done so far, and may end it: what is done stays.
+    /// last time only beside newer ones. Gives way to a gc, and goes on behind it. `told` gets what was done so far, and may end it: what is done stays.
     ///
     /// # Errors
     /// A damaged tree, a full or failing disk.
@@ -148,6 +156,27 @@ impl Store {
         if self.uncompacted(state)? == 0 {
             return Ok(done);
         }
+        let mut through = HashSet::new();
+        while !self.recompact_some(state, most, &mut through, &mut done, &mut told)? {
+            // Not at once, or the gc would find it there again.
+            while self.gc_waits() {
+                heed(told(&done))?;
+                thread::sleep(NAP);
+            }
+        }
+        Ok(done)
+    }
+
+    /// Goes on until all is done, which it answers, or a gc waits; `through` are the first of those that need not be gone
+    /// through again.
+    fn recompact_some<A: Answer>(
+        &self,
+        state: &Known,
+        most: usize,
+        through: &mut HashSet<Id>,
+        done: &mut Recompacted,
+        told: &mut impl FnMut(&Recompacted) -> A,
+    ) -> Result<bool> {
         // What is touched from now on is noted, as gc has it.
         let _alone = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         {
@@ -156,18 +185,19 @@ impl Store {
             self.publish(|_| Ok(()))?;
             *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = Some(HashSet::new());
         }
-        let finished = self.recompact_alone(state, most, &mut done, &mut told);
+        let finished = self.recompact_alone(state, most, through, done, told);
         *self.spared.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        finished.map(|()| done)
+        finished
     }
 
     fn recompact_alone<A: Answer>(
         &self,
         state: &Known,
         most: usize,
+        through: &mut HashSet<Id>,
         done: &mut Recompacted,
         told: &mut impl FnMut(&Recompacted) -> A,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let until = state.head.map_or(0, |(_, sequence)| sequence);
         let from = self.catalog.recompacted(state.number)?;
         let lines = Lines::of(self, state, &mut || heed(told(&Recompacted::default())))?;
@@ -180,7 +210,7 @@ impl Store {
             state: state.number,
             meter: Meter::default(),
         };
-        done.of_chunks = lines.len() as u64;
+        (done.chunks, done.of_chunks) = (0, lines.len() as u64);
         // From the newest on: what is newer stands on what is older, as it was written.
         let all = lines.all();
         let mut next = all
@@ -193,7 +223,8 @@ impl Store {
             let next = next.next();
             let ended = next.is_none();
             if let Some(group) = next {
-                if group.planned.iter().all(|one| lines.came(one.id) <= from) {
+                let old = group.planned.iter().all(|one| lines.came(one.id) <= from);
+                if old || group.first().is_some_and(|id| through.contains(&id)) {
                     done.chunks += group.planned.len() as u64;
                 } else {
                     for one in &group.planned {
@@ -211,8 +242,7 @@ impl Store {
                 Ok(!self.gc_waits())
             };
             let Some(mut forms) = work.forms(&groups, by, &mut go_on)? else {
-                done.gave_way = true;
-                return work.change_over(done);
+                return work.change_over(done).map(|()| false);
             };
             (ahead, by) = (0, threads());
             for group in groups.drain(..) {
@@ -221,13 +251,13 @@ impl Store {
                     work.change_over(done)?;
                 }
                 work.settle(&group, &mut forms)?;
+                through.extend(group.first());
                 if work.bytes >= BATCH {
                     work.change_over(done)?;
                 }
                 heed(told(done))?;
                 if self.gc_waits() {
-                    done.gave_way = true;
-                    return work.change_over(done);
+                    return work.change_over(done).map(|()| false);
                 }
             }
             if ended {
@@ -240,7 +270,7 @@ impl Store {
         let mut batch = self.catalog.batch();
         batch.spent(state.number, &work.meter.take(self.catalog.spent(state.number)?));
         batch.recompacted(state.number, until);
-        self.catalog.write(batch)
+        self.catalog.write(batch).map(|()| true)
     }
 
     fn standing_chunks(&self, domain: u32) -> Result<Standing> {

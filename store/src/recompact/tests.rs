@@ -1,6 +1,6 @@
 //! What is written again, while all else goes on.
 
-use std::{cell::Cell, fs, process::Command};
+use std::{cell::Cell, fs, process::Command, thread};
 
 use super::{
     AT_A_TIME, Lines, grouped,
@@ -364,4 +364,56 @@ fn what_many_hang_on_is_gone_through_in_parts() {
     }
     assert_eq!(depth(&store, &all, "file0"), 1);
     assert!(line.iter().all(|recorded| depth(&store, recorded, "file0") <= 1));
+}
+
+/// A gc that waits again and again is given way to each time, and what was gone through before is not encoded again.
+#[test]
+fn it_goes_on_behind_each_gc() {
+    const FILES: u64 = 24;
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let made: Vec<_> = (0..2)
+        .map(|n| {
+            commit(&store, STATE, |s| {
+                let files = 0..FILES;
+                files
+                    .map(|file| {
+                        let bytes = [numbers(300, n), noise(14_000, file)].concat();
+                        put(write(s, &format!("file{file}"), &bytes, None))
+                    })
+                    .collect()
+            })
+        })
+        .collect();
+    let state = known(&store, STATE);
+    let (gcs, mut last, mut begun) = (Cell::new(0), 0, 0);
+    thread::scope(|scope| {
+        let done = store.recompact(&state, |done| {
+            // While what follows what is found.
+            if done.of_chunks == 0 {
+                begun += 1;
+                return;
+            }
+            assert!(done.chunks >= last, "{last} {done:?}");
+            last = done.chunks;
+            // One waits as soon as something was gone through.
+            if gcs.get() < 6 && done.chunks > gcs.get() * 6 && !store.gc_waits() {
+                gcs.set(gcs.get() + 1);
+                scope.spawn(|| store.gc(Thorough::Worthwhile, false, |_| {}).unwrap());
+                while !store.gc_waits() {
+                    thread::yield_now();
+                }
+            }
+        });
+        let done = done.unwrap();
+        assert_eq!((done.chunks, done.of_chunks), (2 * FILES, 2 * FILES));
+        assert!(done.after < done.before, "{done:?}");
+    });
+    assert_eq!((gcs.get(), begun), (6, 7 * 2));
+    assert_eq!(store.uncompacted(&state).unwrap(), 0);
+    assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
+    for n in 0..2 {
+        let bytes = [numbers(300, n), noise(14_000, 7)].concat();
+        assert!(content(&store, &made[n as usize], "file7").unwrap() == bytes);
+    }
 }
