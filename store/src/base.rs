@@ -93,6 +93,8 @@ pub(crate) struct Encoded {
     pub base: Option<Id>,
     /// The bytes of its record: the base's name, if it has one, and what is encoded.
     pub bytes: Vec<u8>,
+    /// What later ones may find it by, where that is to be noted with it.
+    pub features: Option<[u64; delta::FEATURES]>,
 }
 
 impl Encoded {
@@ -119,7 +121,13 @@ impl Encoded {
             id,
         };
         let base = base.map(|base| base.id);
-        Ok(Encoded { record, base, bytes })
+        let features = None;
+        Ok(Encoded {
+            record,
+            base,
+            bytes,
+            features,
+        })
     }
 
     /// Written by itself.
@@ -250,7 +258,7 @@ impl Session<'_> {
             }
             Err(error) => return Err(error),
         };
-        let Some((encoding, level)) = worth(self.store.budget(), bytes, &under) else {
+        let Some((encoding, level)) = worth(self.store.budget_for(object), bytes, &under) else {
             return Ok(None);
         };
         let mut written = base.id.0.to_vec();

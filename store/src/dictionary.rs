@@ -262,11 +262,11 @@ impl Session<'_> {
             && !delta::incompressible(bytes)
         {
             let Some(encoded) = by_dictionary(&ready, id, bytes)? else {
-                return Encoded::alone(self.store.budget(), object, id, bytes);
+                return Encoded::alone(self.store.budget_for(object), object, id, bytes);
             };
             let (with, length) = (encoded.bytes.len(), bytes.len());
             if id.0.first().is_some_and(|first| first.is_multiple_of(TRIED)) {
-                let alone = Encoded::alone(self.store.budget(), object, id, bytes)?;
+                let alone = Encoded::alone(self.store.budget_for(object), object, id, bytes)?;
                 ready.note(with, alone.bytes.len());
                 return Ok(if with < alone.bytes.len() { encoded } else { alone });
             }
@@ -275,7 +275,7 @@ impl Session<'_> {
                 return Ok(encoded);
             }
         }
-        Encoded::alone(self.store.budget(), object, id, bytes)
+        Encoded::alone(self.store.budget_for(object), object, id, bytes)
     }
 
     /// Learns dictionaries for those kinds of content that have none, or none that pays: from samples of what is about to

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use delta::Budget;
 
-use crate::store::Store;
+use crate::{pack::Object, store::Store};
 
 /// For how much of the last seconds, in percent, something waited for a processor; none where nobody knows.
 type Told = Box<dyn Fn() -> Option<f32> + Send + Sync>;
@@ -31,6 +31,14 @@ impl Store {
     pub(crate) fn budget(&self) -> Budget {
         self.pressure().map_or(Budget::Ordinary, Budget::of)
     }
+
+    /// What may be spent on an object now: only for chunks a recompaction makes up.
+    pub(crate) fn budget_for(&self, object: Object) -> Budget {
+        match object {
+            Object::Chunk => self.budget(),
+            _ => Budget::Ordinary,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -40,7 +48,10 @@ mod tests {
         atomic::{AtomicBool, Ordering},
     };
 
-    use crate::tests::{commit, known, noise, put, read, store, write};
+    use crate::{
+        pack::Object,
+        tests::{commit, known, noise, put, read, store, write},
+    };
 
     const STATE: &str = "ctr/default/web";
 
@@ -99,5 +110,22 @@ mod tests {
         for (entry, bytes) in files {
             assert!(read(&store, known(&store, STATE).domain, &entry).unwrap() == bytes);
         }
+    }
+
+    /// Nothing makes nodes shorter later.
+    #[test]
+    fn only_chunks_are_written_cheaper() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        store.follow(|| Some(60.0));
+        let digits = noise(8_000, 1);
+        let digits: Vec<u8> = digits.iter().map(|byte| b'a' + byte % 16).collect();
+        let session = store.session(store.domain("ctr/default").unwrap());
+        let written = [Object::Chunk, Object::Node].map(|object| {
+            let id = crate::Id([7; 32]);
+            session.put(object, id, &digits, None).unwrap();
+            store.place(session.domain, object, id).unwrap().unwrap().encoding
+        });
+        assert_eq!(written, [delta::Encoding::Raw, delta::Encoding::Zstd]);
     }
 }

@@ -28,11 +28,12 @@ use crate::{
     history::Known,
     id::Id,
     pack::{Object, RECORD},
+    relatives,
     spent::Meter,
     store::Store,
     told::{Answer, heed},
 };
-use delta::Budget;
+use delta::{Budget, Encoding};
 pub(crate) use lines::Lines;
 use plan::{MOST, STEPS};
 use rayon::prelude::*;
@@ -448,10 +449,19 @@ impl Work<'_> {
                 }
                 continue;
             }
-            for member in members.iter().filter(|member| member.encoded.is_some()) {
+            for (member, encoded) in members
+                .iter()
+                .filter_map(|member| Some((member, member.encoded.as_ref()?)))
+            {
                 done.written += 1;
                 done.before += u64::from(member.place.stored) + RECORD as u64;
                 done.after += member.stored() + RECORD as u64;
+                // What came while others waited was looked for by nobody, and is not noted.
+                if let Some(features) = &encoded.features
+                    && session.relative(features)?.is_none()
+                {
+                    session.note_features(member.id, features);
+                }
             }
             session.exchange(members.into_iter().filter_map(|member| member.encoded))?;
         }
@@ -562,17 +572,21 @@ fn shortest(
 ) -> Result<Option<Encoded>> {
     let name = || Error::Missing(format!("Chunk {id}"));
     let place = store.place(domain, Object::Chunk, id)?.ok_or_else(name)?;
-    if base.is_none() && place.encoding == delta::Encoding::Raw {
+    let bytes = store.object(domain, Object::Chunk, id)?;
+    // What was written while others waited is raw too where only its frequencies would have made it shorter.
+    if base.is_none() && place.encoding == Encoding::Raw && delta::incompressible(&bytes) {
         return Ok(None);
     }
-    let bytes = store.object(domain, Object::Chunk, id)?;
     let under = match base {
         Some(base) => Some((base, store.object(domain, Object::Chunk, base.id)?)),
         None => None,
     };
     let under = under.as_ref().map(|(base, bytes)| (*base, bytes.as_slice()));
-    let encoded = meter.of(|| Encoded::shortest(Object::Chunk, id, &bytes, under));
-    encoded.map(Some)
+    let mut encoded = meter.of(|| Encoded::shortest(Object::Chunk, id, &bytes, under))?;
+    if encoded.base.is_none() && encoded.record.encoding != Encoding::Raw {
+        encoded.features = relatives::features(Object::Chunk, &bytes);
+    }
+    Ok(Some(encoded))
 }
 
 #[cfg(test)]

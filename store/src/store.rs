@@ -378,6 +378,7 @@ impl Store {
             record: place.record(object, id),
             base: place.base.map(|base| base.id),
             bytes: written.get(RECORD..).unwrap_or_default().to_vec(),
+            features: None,
         })
     }
 
@@ -743,7 +744,10 @@ impl Session<'_> {
 
     /// As [`Session::put`] without what it follows, also where the catalog says that it is there: that may be damaged.
     pub(crate) fn put_again(&self, object: Object, id: Id, bytes: &[u8]) -> Result<()> {
-        self.add(&Encoded::alone(self.store.budget(), object, id, bytes)?, true)
+        self.add(
+            &Encoded::alone(self.store.budget_for(object), object, id, bytes)?,
+            true,
+        )
     }
 
     /// Adds an object as it is written; `again` also where the catalog says that it is there.

@@ -120,6 +120,31 @@ fn nobody_searches_while_others_wait() {
     assert_eq!(base(&store, &copy, "second").0, None);
 }
 
+/// Nor notes anything, or makes it shorter by its frequencies alone. Recompaction makes up for it.
+#[test]
+fn what_was_written_while_others_waited_becomes_a_relative() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    store.follow(|| Some(80.0));
+    let mut bytes = text(14_000, 1);
+    let first = add(&store, ONE, "first", &bytes);
+    let original = entry_of(&store, &first, "first").content_id().unwrap();
+    let domain = known(&store, ONE).domain;
+    assert_eq!(base(&store, &first, "first"), (None, 14_000));
+    assert_eq!(features(&store, domain), 0);
+    store.recompact(&known(&store, ONE), |_| {}).unwrap();
+    let (_, stored) = base(&store, &first, "first");
+    assert!(stored < 8_000, "{stored}");
+    assert_eq!(features(&store, domain), delta::FEATURES);
+    assert!(content(&store, &first, "first") == bytes);
+    drop(store);
+    // Nobody waits any more.
+    let store = crate::tests::store(dir.path());
+    bytes[700] ^= 1;
+    let copy = add(&store, TWO, "copy", &bytes);
+    assert_eq!(base(&store, &copy, "copy").0, Some(original));
+}
+
 #[test]
 fn what_is_erased_is_nobodys_relative() {
     let dir = tempfile::tempdir().unwrap();
