@@ -194,8 +194,11 @@ impl<'c> Replay<'c> {
         let bytes = self.content(id)?;
         let base = match way {
             Way::Alone(..) => None,
-            // It stands where it is planned to.
-            Way::Recompacted => on,
+            // One step above where that has come to stand, which may be nowhere.
+            Way::Recompacted => on.map(|base| Base {
+                depth: self.places.get(&base.id).map_or(0, Place::depth) + 1,
+                ..base
+            }),
             Way::On(_) | Way::Commits(_) => match on {
                 Some(old) => above(old.id, |id| Ok(self.places.get(&id).copied()))?,
                 None => None,
@@ -331,6 +334,31 @@ mod tests {
         );
         let stop = |_, _| std::ops::ControlFlow::Break(());
         assert!(matches!(store.tune(&state, stop), Err(Error::Stopped)));
+    }
+
+    /// What is planned on a version that nothing has in common with stands alone, and what is above it one step lower.
+    #[test]
+    fn a_recompaction_is_replayed_with_the_steps_that_it_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let mut before = None;
+        for (seed, change) in [(1, 0), (1, 1), (2, 0), (3, 0), (3, 1)] {
+            let mut bytes = noise(3_000, seed);
+            bytes[0] ^= change;
+            commit(&store, STATE, |s| {
+                let entry = write(s, "file", &bytes, before.as_ref());
+                before = Some(entry.clone());
+                vec![put(entry)]
+            });
+        }
+        let tuned = store.tune(&known(&store, STATE), |_, _| {}).unwrap();
+        let replayed = tuned
+            .strategies
+            .iter()
+            .find(|way| way.name == "recompaction")
+            .unwrap();
+        assert_eq!(replayed.steps, 2);
+        assert!(replayed.stored < 9_200, "{replayed:?}");
     }
 
     #[test]
