@@ -13,6 +13,7 @@ use std::{
 use crate::{
     catalog::{Batch, Name, name_of},
     error::Result,
+    fault,
     id::Id,
     pack::Object,
     reach::Reached,
@@ -97,6 +98,7 @@ impl Store {
         needed: [&Reached; 2],
         batch: &mut Batch,
     ) -> Result<()> {
+        fault::point("relatives-left");
         let objects = needed.into_iter().flatten();
         let chunks = objects.filter(|(object, _)| *object == Object::Chunk);
         let names: HashSet<Name> = chunks.map(|(_, id)| name_of(*id)).collect();

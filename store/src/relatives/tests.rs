@@ -1,12 +1,13 @@
 //! Copies that were changed.
 
-use std::collections::HashSet;
+use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};
 
 use proptest::prelude::*;
 
 use crate::{
     Id, Recorded, Retention, Store, Thorough,
     catalog::name_of,
+    fault::meanwhile,
     format::{Entry, key},
     pack::Object,
     tests::{commit, known, noise, put, read, store, write},
@@ -148,7 +149,7 @@ fn what_was_written_while_others_waited_becomes_a_relative() {
 #[test]
 fn what_is_erased_is_nobodys_relative() {
     let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path());
+    let store = Arc::new(store(dir.path()));
     let mut bytes = text(14_000, 1);
     let first = add(&store, ONE, "file", &bytes);
     let original = entry_of(&store, &first, "file").content_id().unwrap();
@@ -160,19 +161,19 @@ fn what_is_erased_is_nobodys_relative() {
     // It is needed, though not by a commit: nothing is written anew for less.
     store.gc(Thorough::Worthwhile, false, |_| {}).unwrap();
     assert_eq!(features(&store, domain), delta::FEATURES);
-    // Meanwhile a commit is made of what would find it.
-    let mut made = None;
-    store
-        .gc(Thorough::Erase, false, |_| {
-            if made.is_none() {
-                bytes[900] ^= 1;
-                made = Some((add(&store, TWO, "late", &bytes), bytes.clone()));
-            }
-        })
-        .unwrap();
-    let (late, bytes) = made.unwrap();
+    // Meanwhile a commit is made of what would find it: its features are there still.
+    let made = Rc::new(RefCell::new(None));
+    let (late, during) = (Rc::clone(&made), Arc::clone(&store));
+    meanwhile::at("relatives-left", move || {
+        assert_eq!(features(&during, domain), delta::FEATURES);
+        bytes[900] ^= 1;
+        let recorded = add(&during, TWO, "late", &bytes);
+        late.replace(Some((base(&during, &recorded, "late").0, recorded, bytes)));
+    });
+    store.gc(Thorough::Erase, false, |_| {}).unwrap();
+    let (found, late, bytes) = made.take().unwrap();
+    assert_eq!(found, None);
     assert!(content(&store, &late, "late") == bytes);
-    assert_ne!(base(&store, &late, "late").0, Some(original));
     assert_eq!(store.place(domain, Object::Chunk, original).unwrap(), None);
     features(&store, domain);
     assert_eq!(store.verify(100, |_| {}).unwrap().problems, []);
