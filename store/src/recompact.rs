@@ -398,7 +398,8 @@ impl Work<'_> {
         let before: u64 = members.iter().map(|member| u64::from(member.place.stored)).sum();
         let after: u64 = members.iter().map(Member::stored).sum();
         if after + before / WORTH < before {
-            self.bytes += after;
+            // Short ones, of which there may be many, keep sessions waiting as well.
+            self.bytes += after + (RECORD * members.len()) as u64;
             for member in &members {
                 self.moved(member.id, member.place.base, member.base());
             }
