@@ -93,6 +93,8 @@ struct Writing {
     full: Vec<Writer>,
     /// How often a sync failed, and with it what was added since the last.
     lost: u64,
+    /// How it failed the last time.
+    failed: String,
 }
 
 impl Writing {
@@ -101,10 +103,10 @@ impl Writing {
         if lost == self.lost {
             return Ok(());
         }
-        Err(Error::Refused(
-            "the disk failed while this was recorded, and a part of it may be gone: it is to be tried again"
-                .into(),
-        ))
+        Err(Error::Refused(format!(
+            "the disk failed while this was recorded, and a part of it may be gone: it is to be tried again ({})",
+            self.failed
+        )))
     }
 
     /// Syncs what no batch has named yet, and names it.
@@ -207,6 +209,7 @@ impl Store {
                 open,
                 full: Vec::new(),
                 lost: 0,
+                failed: String::new(),
             }),
             pending: RwLock::default(),
             files: Cache::new(64),
@@ -528,7 +531,7 @@ impl Store {
             Ok(at) => at,
             Err(error) => {
                 // Whoever shares a full disk is not to wait for the room until the store is opened next.
-                self.abandon(writing);
+                self.abandon(writing, &error);
                 return Err(error);
             }
         };
@@ -567,7 +570,7 @@ impl Store {
         }
         fault::point("packs-before-sync");
         if let Err(error) = writing.sync(&mut batch) {
-            self.abandon(&mut writing);
+            self.abandon(&mut writing, &error);
             return Err(error);
         }
         fault::point("packs-synced");
@@ -601,12 +604,14 @@ impl Store {
     /// As a disk that fails at a sync does.
     #[cfg(test)]
     pub(crate) fn fail(&self) {
-        self.abandon(&mut locked(&self.writing));
+        let error = Error::Refused("a test".into());
+        self.abandon(&mut locked(&self.writing), &error);
     }
 
     /// Forgets what was added since the last batch: which of it the disk has nobody knows.
-    fn abandon(&self, writing: &mut Writing) {
+    fn abandon(&self, writing: &mut Writing, why: &Error) {
         writing.lost += 1;
+        writing.failed = why.to_string();
         let open: HashMap<_, Writer> = std::mem::take(&mut writing.open);
         let full = std::mem::take(&mut writing.full);
         for (key, writer) in open {
