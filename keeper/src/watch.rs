@@ -11,7 +11,7 @@
 use std::{
     collections::{HashMap, HashSet},
     os::{fd::AsFd, unix::process::CommandExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -65,8 +65,8 @@ struct Watched {
     events: Option<Armed>,
 }
 
-/// The kernel will tell of a change. Each holds the one thing that they are counted by.
-struct Armed(Inotify, #[allow(dead_code, reason = "it is held")] Arc<()>);
+/// The kernel will tell of a change. Those that have an instance for it hold the one thing that they are counted by.
+struct Armed(Option<(Inotify, Arc<()>)>);
 
 /// What tells the watch of states.
 pub struct Watch {
@@ -274,15 +274,15 @@ impl Watch {
             let mut states = states;
             states
                 .iter_mut()
-                .filter_map(|(name, watched)| Some((name.clone(), watched.events.take()?)))
+                .filter_map(|(name, watched)| {
+                    let asked = watched.events.take_if(|events| events.0.is_some());
+                    Some((name.clone(), asked?))
+                })
                 .collect()
         };
         let mut fds = vec![PollFd::new(self.woken.as_fd(), PollFlags::POLLIN)];
-        fds.extend(
-            events
-                .iter()
-                .map(|(_, events)| PollFd::new(events.0.as_fd(), PollFlags::POLLIN)),
-        );
+        let instances = events.iter().filter_map(|(_, events)| events.0.as_ref());
+        fds.extend(instances.map(|(events, _)| PollFd::new(events.as_fd(), PollFlags::POLLIN)));
         let timeout = match next {
             Some(_) => PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
@@ -395,11 +395,18 @@ impl Watch {
 
     /// Has the kernel tell of the next change; none where it cannot, or does so for enough others.
     fn arm(&self, name: &StateName) -> Option<Armed> {
+        let silent = match self.keeper.watching().fanotify() {
+            Ok(_) => Some(self.keeper.written_in_silence(name)?),
+            Err(_) => None,
+        };
+        if silent.as_ref().is_some_and(Vec::is_empty) {
+            return Some(Armed(None));
+        }
         let one = Arc::clone(&self.armed);
         if Arc::strong_count(&one) > ARMED + 1 {
             return None;
         }
-        arm(&self.keeper, name).map(|events| Armed(events, one))
+        arm(&self.keeper, name, silent).map(|events| Armed(Some((events, one))))
     }
 }
 
@@ -413,12 +420,13 @@ fn begin_anew() {
     tracing::error!(%error, "the keeper cannot begin anew: stop it, and the next container starts another");
 }
 
-/// Asks the kernel to tell of the first write to what is open, or change in each directory; none where it cannot.
-fn arm(keeper: &Keeper, name: &StateName) -> Option<Inotify> {
+/// Asks the kernel to tell of the first write to what is written in silence, or, where nothing else is watched, of the first
+/// change in each directory; none where it cannot.
+fn arm(keeper: &Keeper, name: &StateName, silent: Option<Vec<(PathBuf, Vec<u8>)>>) -> Option<Inotify> {
     let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
-    if keeper.watching().fanotify().is_ok() {
+    if let Some(silent) = silent {
         let what = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ONESHOT;
-        for (top, path) in keeper.written_in_silence(name)? {
+        for (top, path) in silent {
             // What is gone is told of.
             if let Ok((_open, path)) = tree::pinned(&top, &path) {
                 events.add_watch(&path, what).ok()?;

@@ -20,7 +20,8 @@ fn watch(dir: &Path) -> Watch {
 }
 
 fn told(armed: &Armed) -> bool {
-    let mut fds = [PollFd::new(armed.0.as_fd(), PollFlags::POLLIN)];
+    let (events, _) = armed.0.as_ref().unwrap();
+    let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::from(100_u16)).unwrap() > 0
 }
 
