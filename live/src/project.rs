@@ -58,7 +58,8 @@ pub(crate) const ENDING: &str = "ending";
 pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, until: Instant) -> Result<bool> {
     let ending = top.join(ENDING);
     let clear = || tree::delete(&ending).on("remove", &ending);
-    if !ending.exists() {
+    let resumed = ending.exists();
+    if !resumed {
         if !number(top, scratch, project, until)? {
             return Ok(false);
         }
@@ -78,6 +79,10 @@ pub(crate) fn take_in(top: &Path, scratch: &Path, project: u32, until: Instant) 
                 error: Box::new(error),
             },
         });
+    }
+    // Since it was noted the disk may have been mounted without projects, and the tree used.
+    if resumed && !number(top, scratch, project, until)? {
+        return Ok(false);
     }
     clear()?;
     Ok(true)

@@ -163,8 +163,12 @@ fn a_start_that_was_killed_is_gone_on_with_whatever_is_made_beside_it() {
         assert!(take_in(&fresh, &scratch, MINE + 1, Instant::now() + LIMIT).unwrap());
         assert!(ending.exists());
         assert!(!fresh.join(ENDING).exists());
+        // The disk was mounted without projects meanwhile, and the tree used.
+        let stray = last.join("stray");
+        std::fs::write(&stray, "").unwrap();
         assert!(start(&state, LIMIT).unwrap());
         assert!(!ending.exists());
+        assert_eq!(sys::project(&File::open(&stray).unwrap()).unwrap().number, MINE);
         assert_eq!(changed(), before, "it was set already");
         assert!(sys::project(&File::open(&last).unwrap()).unwrap().handed_down);
     }
