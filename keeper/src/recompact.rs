@@ -25,6 +25,8 @@ const COMMITS: u64 = 16;
 const PRESSURE: f32 = 5.0;
 /// For each second of work so many of rest.
 const RESTS: u32 = 3;
+/// But no longer at a time.
+const LONGEST: Duration = Duration::from_secs(30);
 /// Who waits for the end of a rest waits no longer.
 const NAP: Duration = Duration::from_millis(500);
 
@@ -132,7 +134,8 @@ impl Idle {
     fn once(&self, keeper: &Keeper, known: &Known) -> Result<()> {
         let mut worked = Instant::now();
         let done = keeper.recompact_state(known, 1, &mut |_| {
-            let (rest, begun) = (worked.elapsed() * RESTS, Instant::now());
+            // What took longer was no work, but waiting for a gc.
+            let (rest, begun) = ((worked.elapsed() * RESTS).min(LONGEST), Instant::now());
             let rested = || begun.elapsed() >= rest && idle(keeper);
             self.wait(rest.min(NAP))?;
             while !rested() && !keeper.store().gc_waits() {

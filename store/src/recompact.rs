@@ -201,7 +201,8 @@ impl Store {
     ) -> Result<bool> {
         let until = state.head.map_or(0, |(_, sequence)| sequence);
         let from = self.catalog.recompacted(state.number)?;
-        let lines = Lines::of(self, state, &mut || heed(told(&Recompacted::default())))?;
+        let so_far = *done;
+        let lines = Lines::of(self, state, &mut || heed(told(&so_far)))?;
         let mut work = Work {
             store: self,
             domain: state.domain,
