@@ -12,7 +12,7 @@ use std::{
     fs::File,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError},
 };
 
 use live::{Node, State};
@@ -293,10 +293,14 @@ impl Keeper {
     ) -> Result<Option<Recorded>> {
         progress.begin("waiting for its turn");
         let turn = self.turn(&name.to_string());
-        let _turn = turn.try_lock().unwrap_or_else(|_| {
-            let _away = place.map(Place::leave);
-            turn.lock().unwrap_or_else(PoisonError::into_inner)
-        });
+        let _turn = match turn.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let _away = place.map(Place::leave);
+                turn.lock().unwrap_or_else(PoisonError::into_inner)
+            }
+        };
         let begun = std::time::Instant::now();
         let made = self.capture(name, reason, message, progress, place);
         self.counts.captured(&made, begun.elapsed());
@@ -587,8 +591,7 @@ impl Keeper {
         match self.store.erase(told) {
             Err(error @ (store::Error::Damaged { .. } | store::Error::Missing(_))) => {
                 Err(Error::Refused(format!(
-                    "not all that no commit needs is erased, only what is not damaged: {error}. After a repair `diffkeeper gc \
-                     --erase` goes on with it"
+                    "not all that no commit needs is erased: {error}. After a repair `diffkeeper gc --erase` goes on with it"
                 )))
             }
             done => Ok(done?),

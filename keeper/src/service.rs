@@ -747,8 +747,19 @@ impl Api for Service {
                 true => keeper.recompact(&request.state, progress)?,
                 false => store::Recompacted::default(),
             };
-            let (expired, mut done) = keeper.tidy(request.dry_run, progress)?;
-            if request.erase && !request.dry_run {
+            let erase = request.erase && !request.dry_run;
+            let tidied = keeper.tidy(request.dry_run, progress);
+            let (expired, mut done) = match tidied {
+                // What is damaged keeps nothing else from being erased.
+                Err(error @ crate::Error::Store(store::Error::Damaged { .. } | store::Error::Missing(_)))
+                    if erase =>
+                {
+                    keeper.erase(progress)?;
+                    return Err(error);
+                }
+                tidied => tidied?,
+            };
+            if erase {
                 done += keeper.erase(progress)?;
             }
             Ok(api::GcResponse {

@@ -124,7 +124,7 @@ impl Store {
     /// done so far. Where others are always quicker, some is [left](Collected::left).
     ///
     /// # Errors
-    /// As [`Store::gc`]: all else is erased.
+    /// As [`Store::gc`]: all else is erased, but nothing of a domain that has a damaged tree.
     pub fn erase<A: Answer>(&self, mut told: impl FnMut(&Collected) -> A) -> Result<Collected> {
         let mut sum = Collected::default();
         let mut damage = None;
