@@ -328,7 +328,7 @@ fn the_log_says_more_and_less(d: &Daemon) -> Result<()> {
     };
     ensure!(!heard()?.contains("DEBUG"));
     changed(Signal::SIGUSR1, "debug")?;
-    ensure!(heard()?.contains("DEBUG looked"), "nothing more is said");
+    ensure!(heard()?.contains("}: looked"), "nothing more is said");
     changed(Signal::SIGUSR2, "info")?;
     ensure!(!heard()?.contains("DEBUG"));
     // What is configured by now.
@@ -336,7 +336,7 @@ fn the_log_says_more_and_less(d: &Daemon) -> Result<()> {
     let text = fs::read_to_string(&config)?;
     fs::write(&config, format!("{text}\nlog = \"debug\"\n"))?;
     changed(Signal::SIGHUP, "debug")?;
-    ensure!(heard()?.contains("DEBUG looked"));
+    ensure!(heard()?.contains("}: looked"));
     // A slip changes nothing, and is named.
     fs::write(&config, format!("{text}\nlog = \"loud\"\n"))?;
     signal(keeper.pid(), Signal::SIGHUP)?;
@@ -344,7 +344,7 @@ fn the_log_says_more_and_less(d: &Daemon) -> Result<()> {
         fs::read_to_string(&file).is_ok_and(|log| log.contains("error, warn, info or debug"))
     })?;
     fs::write(&config, text)?;
-    ensure!(heard()?.contains("DEBUG looked"));
+    ensure!(heard()?.contains("}: looked"));
     keeper.stop()?;
     d.forget("spoken")?;
     said(d, &["rm", "spoken", "--yes", "--history"])?;
