@@ -589,11 +589,9 @@ impl Keeper {
         progress.begin("erasing");
         let told = |done: &store::Collected| progress.at(done.looked_at, done.of_packs, done.copied);
         match self.store.erase(told) {
-            Err(error @ (store::Error::Damaged { .. } | store::Error::Missing(_))) => {
-                Err(Error::Refused(format!(
-                    "not all that no commit needs is erased: {error}. After a repair `diffkeeper gc --erase` goes on with it"
-                )))
-            }
+            Err(error) if error.is_damage() => Err(Error::Refused(format!(
+                "not all that no commit needs is erased: {error}. After a repair `diffkeeper gc --erase` goes on with it"
+            ))),
             done => Ok(done?),
         }
     }

@@ -74,7 +74,7 @@ impl From<Error> for ttrpc::Error {
             }
             Error::Store(store::Error::Stopped) => Code::CANCELLED,
             Error::Store(store::Error::Signature(_)) => Code::UNAUTHENTICATED,
-            Error::Store(store::Error::Damaged { .. } | store::Error::Missing(_)) => Code::DATA_LOSS,
+            Error::Store(error) if error.is_damage() => Code::DATA_LOSS,
             _ => Code::UNKNOWN,
         };
         ttrpc::Error::RpcStatus(ttrpc::get_status(code, error.to_string()))
@@ -751,11 +751,9 @@ impl Api for Service {
             let tidied = keeper.tidy(request.dry_run, progress);
             let (expired, mut done) = match tidied {
                 // What is damaged keeps nothing else from being erased.
-                Err(error @ crate::Error::Store(store::Error::Damaged { .. } | store::Error::Missing(_)))
-                    if erase =>
-                {
+                Err(crate::Error::Store(error)) if erase && error.is_damage() => {
                     keeper.erase(progress)?;
-                    return Err(error);
+                    return Err(error.into());
                 }
                 tidied => tidied?,
             };

@@ -252,7 +252,7 @@ impl Session<'_> {
         let under = match self.store.base(self.domain, object, base) {
             Ok(under) => under,
             // That an old version is damaged is no reason to lose the new one.
-            Err(error @ (Error::Damaged { .. } | Error::Missing(_))) => {
+            Err(error) if error.is_damage() => {
                 tracing::warn!(%error, "what follows it is stored whole");
                 return Ok(None);
             }

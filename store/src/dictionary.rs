@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use crate::{
     base::Encoded,
     catalog::{Base, Batch, Dictionary},
-    error::{Error, Result, damaged},
+    error::{Result, damaged},
     id::Id,
     pack::Object,
     reach::Reached,
@@ -226,7 +226,7 @@ impl Session<'_> {
                 Ok(ready) => {
                     serving.insert(class, ready);
                 }
-                Err(error @ (Error::Damaged { .. } | Error::Missing(_))) => {
+                Err(error) if error.is_damage() => {
                     tracing::warn!(%error, "what would be written by this dictionary is written without");
                 }
                 Err(error) => return Err(error),

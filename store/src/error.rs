@@ -105,6 +105,12 @@ impl<T> Context<T> for nix::Result<T> {
 }
 
 impl Error {
+    /// Whether what is stored is damaged or missing; nothing else keeps it from being read.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Error::Damaged { .. } | Error::Missing(_))
+    }
+
     /// Whether nothing can be written any more until the store is opened anew: fjall refuses every batch after a journal
     /// that it could not write.
     #[must_use]

@@ -74,7 +74,7 @@ impl AddAssign for Collected {
 fn of_damage(done: Result<()>) -> Result<Option<Error>> {
     match done {
         Ok(()) => Ok(None),
-        Err(error @ (Error::Damaged { .. } | Error::Missing(_))) => Ok(Some(error)),
+        Err(error) if error.is_damage() => Ok(Some(error)),
         Err(error) => Err(error),
     }
 }

@@ -201,7 +201,12 @@ impl Store {
     ) -> Result<bool> {
         let until = state.head.map_or(0, |(_, sequence)| sequence);
         let from = self.catalog.recompacted(state.number)?;
-        let so_far = *done;
+        // How many there are, nobody knows before that.
+        let so_far = Recompacted {
+            chunks: 0,
+            of_chunks: 0,
+            ..*done
+        };
         let lines = Lines::of(self, state, &mut || heed(told(&so_far)))?;
         let mut work = Work {
             store: self,
@@ -377,7 +382,7 @@ impl Work<'_> {
             let mut encoded = match form {
                 Ok(encoded) => encoded,
                 // What is damaged stays as it is, and so does what goes with it.
-                Err(error @ (Error::Damaged { .. } | Error::Missing(_))) => {
+                Err(error) if error.is_damage() => {
                     tracing::warn!(%error, "it cannot be recompacted");
                     return Ok(());
                 }
