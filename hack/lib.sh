@@ -129,3 +129,30 @@ unmount_below() {
         umount -l "$(printf '%b' "$point")" || true
     done < <(mounts_below "$1")
 }
+
+# with_postgresql SCRIPT [LEVEL]: a private containerd that has PostgreSQL's image, `reference`, and a keeper, which logs to
+# `$work/keeper.log` at that level. All of it is gone when the script ends.
+with_postgresql() {
+    need_root "hack/$1"
+    [ -x "$RELEASE/diffkeeper" ] || die "nothing is built yet: make build"
+    work=$(mktemp -d "/tmp/dk-$1.XXXX")
+    export DIFFKEEPER_DEV=$work/d
+    trap without_postgresql EXIT
+    local name=$1$$ archive
+    hack/dev-containerd up --name "$name" >&2
+    eval "$(hack/dev-containerd env --name "$name")"
+    export CONTAINERD_NAMESPACE=default PATH="$RELEASE:$PATH"
+    # shellcheck disable=SC2034 # used by the scripts that source this
+    read -r archive reference <<<"$(hack/images/build postgresql)"
+    ctr images import "$archive" >/dev/null
+    env ${2:+"DIFFKEEPER_LOG=$2"} diffkeeper keeper >"$work/keeper.log" 2>&1 </dev/null &
+    keeper=$!
+}
+
+without_postgresql() {
+    local status=$?
+    [ -z "${keeper:-}" ] || kill "$keeper" 2>/dev/null || true
+    [ ! -e "$DIFFKEEPER_DEV" ] || hack/dev-containerd down --all >&2
+    rm -rf --one-file-system "$work"
+    exit "$status"
+}
